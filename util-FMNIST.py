@@ -1,0 +1,481 @@
+"""Helpers of the experiment: the data, the files, saved models and the pictures.
+
+    (x_train, y_train), (x_val, y_val), (x_test, y_test) = util.load_data()
+
+TensorFlow, scikit-learn and matplotlib are slow to import, so the functions that need
+them import them; loading the data takes NumPy alone.
+"""
+
+import gzip
+import importlib
+import json
+import logging
+import math
+import os
+import queue
+import shutil
+import subprocess
+import tempfile
+import threading
+import urllib.request
+import zlib
+from pathlib import Path
+
+import numpy as np
+import rich.progress
+
+CLASS_NAMES = (  # in the order of the labels 0-9, as the dataset's authors give them
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+DATA_FILES = (
+    "train-images-idx3-ubyte.gz",
+    "train-labels-idx1-ubyte.gz",
+    "t10k-images-idx3-ubyte.gz",
+    "t10k-labels-idx1-ubyte.gz",
+)
+DATA_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"  # Keras's own
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")  # where that package puts them
+TIMEOUT = 10  # seconds that a host has to answer
+
+
+class InputError(Exception):
+    """Something that the user can put right; the message is one line and says how."""
+
+
+# ------------------------------------------------------------------------- the data
+
+
+def load_data(data_dir=None):
+    """Fashion-MNIST as (x_train, y_train), (x_val, y_val), (x_test, y_test).
+
+    Images are uint8 arrays of shape (n, 28, 28) with pixels 0-255 (the networks take
+    them divided by 255), labels are one-hot float32 arrays of shape (n, 10). The last
+    fifth of the training images validates: 48,000, 12,000 and 10,000 images.
+
+    The four IDX files come from `data_dir` or, without it, from the first place that
+    has them: Keras's cache, Debian's package, a download into that cache. Raises
+    InputError, naming the file, if one is missing or not what it should be.
+    """
+    x, y, x_test, y_test = read_data(find_data(data_dir))
+    split = len(x) * 4 // 5
+    return (x[:split], y[:split]), (x[split:], y[split:]), (x_test, y_test)
+
+
+def find_data(data_dir=None):
+    """The folder that holds the four files, fetched if need be. Raises InputError."""
+    if data_dir is not None:
+        if not Path(data_dir).is_dir():
+            raise InputError(f"--data-dir {data_dir}: there is no such folder")
+        return Path(data_dir)
+    keras_home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    cache = Path(keras_home, "datasets", "fashion-mnist")
+    for folder in (cache, DEBIAN_DIR):
+        if all((folder / name).is_file() for name in DATA_FILES):
+            return folder
+    fetch_data(cache)
+    return cache
+
+
+def read_data(folder):
+    """x, y, x_test, y_test from the four files in `folder`, labels one-hot."""
+    arrays = []
+    for images_name, labels_name in (DATA_FILES[:2], DATA_FILES[2:]):
+        images = read_idx(folder / images_name, dimensions=3)
+        labels = read_idx(folder / labels_name, dimensions=1)
+        if images.shape[1:] != (28, 28):
+            size = " x ".join(map(str, images.shape[1:]))
+            raise bad_file(folder / images_name, f"images are {size}, not 28 x 28")
+        if len(images) != len(labels):
+            counts = f"{len(labels)} labels for {len(images)} images"
+            raise bad_file(folder / labels_name, counts)
+        if len(labels) < 5:
+            raise bad_file(folder / labels_name, "fewer than 5 images")
+        if labels.max() >= len(CLASS_NAMES):
+            raise bad_file(folder / labels_name, f"label {labels.max()} is above 9")
+        arrays += [images, one_hot(labels)]
+    return arrays
+
+
+def read_idx(path, dimensions):
+    """A gzipped IDX file of unsigned bytes as an array. Raises InputError.
+
+    The header is big-endian: a magic number, 0x0800 + dimensions, then a length for
+    each dimension. What is checked is the content, which gzip's CRC protects: the
+    archives themselves differ from one source to the next.
+    """
+    try:
+        with gzip.open(path) as file:
+            header = np.frombuffer(file.read(4 * (1 + dimensions)), ">u4")
+            if len(header) != 1 + dimensions:
+                raise EOFError
+            if header[0] != 0x0800 + dimensions:
+                raise bad_file(path, f"wrong magic number {header[0]:#010x}")
+            shape = tuple(map(int, header[1:]))
+            content = file.read(math.prod(shape) + 1)
+    except (FileNotFoundError, IsADirectoryError):
+        raise bad_file(path, "the file is missing") from None
+    except (EOFError, ValueError):
+        raise bad_file(path, "the file is empty or cut short") from None
+    except (gzip.BadGzipFile, zlib.error):
+        raise bad_file(path, "not a whole gzip file") from None
+    if len(content) != math.prod(shape):
+        raise bad_file(path, "its length is not what its header says")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def bad_file(path, problem):
+    return InputError(f"{path}: {problem}; put a good copy there or delete its folder")
+
+
+def one_hot(labels):
+    """Labels 0-9 of shape (n,) as rows of the unit matrix, float32 (n, 10)."""
+    return np.eye(len(CLASS_NAMES), dtype="float32")[labels]
+
+
+def fetch_data(cache):
+    """Put the four files into the folder `cache`: all of them, checked, or none.
+
+    Raises InputError that lists what was tried.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    failures = []
+    for source, fetch in ((DATA_URL, download), (DEBIAN_PACKAGE, unpack_debian)):
+        print(f"Fetching Fashion-MNIST from {source}", flush=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=".part-") as part:
+            try:
+                folder = fetch(Path(part))
+                read_data(folder)
+                for name in DATA_FILES:
+                    os.replace(folder / name, cache / name)
+                return
+            except subprocess.CalledProcessError as error:
+                reason = (error.stderr.strip().splitlines() or [error])[-1]
+            except (OSError, InputError) as error:
+                reason = error
+        print(f"  that failed: {reason}")
+        failures.append(f"{source} ({reason})")
+    raise InputError(
+        f"Fashion-MNIST is not in {cache} nor {DEBIAN_DIR} and could not be fetched "
+        f"from {' nor '.join(failures)}; put {', '.join(DATA_FILES)} into a folder "
+        "and name it with --data-dir"
+    )
+
+
+def download(folder):
+    """The four files from Keras's host, with a progress bar. Raises OSError."""
+    for name in DATA_FILES:
+        with open_url(DATA_URL + name) as response, open(folder / name, "wb") as file:
+            size = int(response.headers.get("Content-Length", 0)) or None
+            with rich.progress.wrap_file(response, size, description=name) as stream:
+                shutil.copyfileobj(stream, file)
+    return folder
+
+
+def open_url(url):
+    """urlopen that gives up after TIMEOUT seconds in all. Raises OSError.
+
+    Its own time limit starts again for each address that a host has, and does not
+    count the time for looking up the name.
+    """
+    answers = queue.SimpleQueue()
+
+    def ask():
+        try:
+            answers.put(urllib.request.urlopen(url, timeout=TIMEOUT))
+        except OSError as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=TIMEOUT)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {TIMEOUT} seconds") from None
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
+
+
+def unpack_debian(folder):
+    """The four files out of Debian's package, which takes no root: apt's lists are
+    kept in `folder`. Raises OSError or CalledProcessError."""
+    apt = ["apt-get", f"-oDir::State::lists={folder}/lists", f"-oDir::Cache={folder}"]
+    apt += [f"-oAcquire::http::Timeout={TIMEOUT}", "-oAPT::Sandbox::User="]
+    apt += [f"-oAcquire::https::Timeout={TIMEOUT}", "-oAcquire::Retries=0"]
+    run = {"check": True, "capture_output": True, "text": True, "cwd": folder}
+    with rich.progress.Progress(transient=True) as progress:
+        progress.add_task("apt-get", total=None)
+        subprocess.run([*apt, "update"], **run)
+        subprocess.run([*apt, "download", DEBIAN_PACKAGE], **run)
+        for package in folder.glob("*.deb"):
+            subprocess.run(["dpkg-deb", "-x", package, folder], **run)
+    return folder / DEBIAN_DIR.relative_to("/")
+
+
+# ------------------------------------------------------------------------ the files
+
+
+def import_quietly(name):
+    """Import a module that needs TensorFlow, without the notices it prints.
+
+    TensorFlow's C++ libraries write some of them to file descriptor 2 before any
+    setting is read, so that is turned away while they load.
+    """
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # one CPU thread a trial: see README
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        module = importlib.import_module(name)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # "HDF5 is a legacy format"
+    return module
+
+
+def write_whole(path, content):
+    """Write bytes so that `path` holds, at any moment, all of them or what it held."""
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+# -------------------------------------------------------------------- saved models
+
+INPUT_SHAPES = ((28, 28), (28, 28, 1), (784,))
+KNOWN_NAMES = set(  # all that a fully connected classifier can be made of
+    """
+    Sequential Functional Model InputLayer Flatten Dense Dropout DTypePolicy function
+    __keras_tensor__ L1 L2 L1L2 Zeros Ones Constant Orthogonal VarianceScaling
+    RandomNormal RandomUniform TruncatedNormal GlorotNormal GlorotUniform HeNormal
+    HeUniform LecunNormal LecunUniform elu exponential gelu hard_sigmoid leaky_relu
+    linear relu relu6 selu sigmoid silu softmax softplus softsign swish tanh accuracy
+    acc categorical_accuracy sparse_categorical_accuracy CategoricalAccuracy
+    SparseCategoricalAccuracy MeanMetricWrapper categorical_crossentropy
+    sparse_categorical_crossentropy CategoricalCrossentropy SparseCategoricalCrossentropy
+    """.split()
+)
+NAMING_KEYS = set(  # where a Keras configuration names a class or function
+    """
+    class_name registered_name config function fn activation kernel_initializer
+    bias_initializer kernel_regularizer bias_regularizer activity_regularizer
+    kernel_constraint bias_constraint loss metrics weighted_metrics
+    """.split()
+)
+
+
+def load_classifier(path):
+    """The keras.Model in an HDF5 file, uncompiled, whichever Keras wrote it.
+
+    Such a file can name any class or function, and some run code as they are loaded,
+    so its description is read as data first and goes on to Keras only if it is a fully
+    connected classifier of 28 x 28 images. Raises InputError otherwise.
+    """
+    check_model_file(path)
+    keras = import_quietly("keras")
+    try:
+        model = keras.models.load_model(path, compile=False)
+        shapes = model.input_shape[1:], model.output_shape[1:]
+    except Exception as error:  # whatever Keras finds wrong with a file
+        problem = str(error).strip().split("\n")[0]
+        raise InputError(f"{path}: Keras can't load it: {problem}") from None
+    if shapes[0] not in INPUT_SHAPES or shapes[1] != (len(CLASS_NAMES),):
+        expected = "(28, 28) to (10,)"
+        raise InputError(f"{path}: maps {shapes[0]} to {shapes[1]}, not {expected}")
+    if model.layers[-1].activation is keras.activations.linear:
+        model.layers[-1].activation = keras.activations.softmax  # it gave logits
+    return model
+
+
+def check_model_file(path):
+    """Raise InputError unless the model in an HDF5 file is made of known parts only."""
+    import h5py
+
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: there is no such file")
+    try:
+        with h5py.File(path) as file:
+            texts = [file.attrs.get(k, "{}") for k in ("model_config", "training_config")]
+        if max(map(len, texts)) > 100_000:
+            raise InputError(f"{path}: its description is too large for such a network")
+        model, training = map(json.loads, texts)
+        parts = {k: training.get(k) for k in ("loss", "metrics", "weighted_metrics")}
+        fields = list(walk([model, parts]))
+    except OSError:
+        raise InputError(f"{path}: not a whole HDF5 file") from None
+    except (AttributeError, TypeError, ValueError, RecursionError):
+        raise InputError(f"{path}: its description can't be read") from None
+    if not model:
+        raise InputError(f"{path}: holds no Keras model (weights alone are not enough)")
+    units, inputs = [784], []
+    for key, value in fields:
+        if key in NAMING_KEYS and isinstance(value, str) and value not in KNOWN_NAMES:
+            raise InputError(f"{path}: refused, as it names {value!r} as its {key}")
+        if key == "module" and str(value).split(".")[0] not in ("keras", "builtins"):
+            raise InputError(f"{path}: refused, as it names the module {value!r}")
+        if key in ("batch_shape", "batch_input_shape") and isinstance(value, list):
+            inputs.append(tuple(value[1:]))
+        if key == "units":
+            units.append(value)
+    if any(shape not in INPUT_SHAPES for shape in inputs):
+        raise InputError(f"{path}: takes {inputs[0]}, not 28 x 28 images")
+    needed = sum(a * b for a, b in zip(units, units[1:]))
+    if needed > os.path.getsize(path):
+        raise InputError(f"{path}: its layers need {needed:,} weights, more than it has")
+
+
+def walk(node, key=""):
+    """Every (key, value) of a nested configuration; a list's items have its key."""
+    yield key, node
+    children = node.items() if isinstance(node, dict) else []
+    if isinstance(node, list):
+        children = [(key, item) for item in node]
+    for child_key, child in children:
+        yield from walk(child, child_key)
+
+
+# --------------------------------------------------------------------- the pictures
+
+BLUE, ORANGE = "#00508c", "#f0a000"  # told apart by the colour blind and in greyscale
+STYLES = {  # use_regularizer: the same look in every picture
+    False: {"label": "without L2", "color": BLUE, "marker": "o", "linestyle": "-"},
+    True: {"label": "with L2", "color": ORANGE, "marker": "s", "linestyle": "--"},
+}
+
+
+def new_figure(rows, columns, size, title, **options):
+    """A matplotlib figure that needs no screen, and its axes; `size` in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    figure.suptitle(title)
+    return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel()
+
+
+def plot_hyperparameters(panels, final, path):
+    """Validation accuracy over each hyperparameter, with and without L2.
+
+    `panels` maps a hyperparameter to {use_regularizer: (values, accuracies)}, with
+    accuracies of shape (values, seeds), NaN where training diverged; `final` maps it
+    to the value of the final setting.
+    """
+    title = "Tyler: one hyperparameter moved at a time from the final setting"
+    figure, axes = new_figure(2, 2, (10, 7), title)
+    for ax, (name, curves) in zip(axes, panels.items()):
+        for use_regularizer, (values, accuracies) in curves.items():
+            mean, spread = accuracies.mean(axis=1), accuracies.std(axis=1)
+            ax.errorbar(values, mean, spread, capsize=3, **STYLES[use_regularizer])
+            diverged = np.array(values)[np.isnan(mean)]
+            height = np.full(len(diverged), 0.04 + 0.05 * use_regularizer)
+            style = STYLES[use_regularizer] | {"marker": "X", "linestyle": ""}
+            style["label"] = f"{style['label']}: diverged" if len(diverged) else None
+            ax.plot(diverged, height, transform=ax.get_xaxis_transform(), **style)
+        ax.axvline(final[name], color="grey", linestyle=":", label="final setting")
+        if name in ("learning_rate", "batch_size"):
+            ax.set_xscale("log")
+        ax.set_xticks(values, [f"{value:g}" for value in values])
+        ax.minorticks_off()
+        unit = {"batch_size": " (images)"}.get(name, "")
+        ax.set(xlabel=name.replace("_", " ") + unit, ylabel="validation accuracy")
+        ax.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path)
+
+
+def plot_accuracy(architecture, histories, path):
+    """Accuracy and loss over the epochs, training and validation, without and with L2.
+
+    `histories` maps use_regularizer to a list of histories, one a seed, each a dict of
+    lists; lines are their means, bands one standard deviation to each side.
+    """
+    figure, axes = new_figure(1, 2, (10, 4.2), f"{architecture.title()}: training")
+    for ax, metric in zip(axes, ("accuracy", "loss")):
+        for use_regularizer, runs in histories.items():
+            style = STYLES[use_regularizer] | {"marker": ""}
+            for key, width in ((metric, 1), (f"val_{metric}", 2.5)):
+                length = min(len(run[key]) for run in runs)
+                values = np.array([run[key][:length] for run in runs])
+                mean, spread = values.mean(axis=0), values.std(axis=0)
+                kind = "training" if key == metric else "validation"
+                style |= {"label": f"{kind}, {STYLES[use_regularizer]['label']}"}
+                epochs = np.arange(1, length + 1)
+                ax.plot(epochs, mean, linewidth=width, **style)
+                band = {"color": style["color"], "alpha": 0.2, "linewidth": 0}
+                ax.fill_between(epochs, mean - spread, mean + spread, **band)
+        ylabel = "loss (cross-entropy + penalty)" if metric == "loss" else metric
+        ax.set(xlabel="epoch", ylabel=ylabel)
+        ax.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path)
+
+
+def plot_confusion_matrix(title, labels, predicted, path):
+    """Rows are true classes and add up to 1; labels and predicted are class numbers."""
+    from sklearn.metrics import ConfusionMatrixDisplay
+
+    figure, [ax] = new_figure(1, 1, (7, 7), title)
+    ConfusionMatrixDisplay.from_predictions(
+        labels, predicted, labels=range(len(CLASS_NAMES)), display_labels=CLASS_NAMES,
+        normalize="true", values_format=".2f", xticks_rotation=45, cmap="Blues",
+        colorbar=False, im_kw={"vmin": 0, "vmax": 1}, text_kw={"fontsize": 8}, ax=ax,
+    )  # fmt: skip
+    ax.set(xlabel="predicted class", ylabel="true class")
+    figure.savefig(path)
+
+
+def plot_architecture(model, path):
+    """A built network as a diagram: a bar for each layer, as wide as its output."""
+    rows = [("Input", model.input_shape[1:], 0)]
+    for layer in model.layers:
+        rows.append((describe(layer), layer.output.shape[1:], layer.count_params()))
+    title = f"{model.name.title()}: {model.count_params():,} weights"
+    figure, [ax] = new_figure(1, 1, (7, 0.42 * len(rows) + 0.8), title)
+    for y, (kind, shape, weights) in enumerate(rows):
+        width = math.log2(math.prod(shape) + 1)
+        color = ORANGE if kind.startswith("Dropout") else BLUE if weights else "grey"
+        ax.barh(-y, width, left=-width / 2, height=0.66, color=color)
+        ax.text(-5.4, -y, kind, ha="right", va="center")
+        size = " x ".join(map(str, shape))
+        ax.text(0, -y, size, ha="center", va="center", color="white", weight="bold")
+        if weights:
+            ax.text(5.4, -y, f"{weights:,} weights", va="center")
+    ax.set(xlim=(-10.5, 9.5))
+    ax.axis("off")
+    figure.savefig(path)
+
+
+def describe(layer):
+    """A layer in a few words, such as 'Dense, relu, L2 0.001' or 'Dropout 0.3'."""
+    config = layer.get_config()
+    words = [type(layer).__name__]
+    if "rate" in config:
+        words[0] += f" {config['rate']:g}"
+    if "activation" in config:
+        words.append(config["activation"])
+    if getattr(layer, "kernel_regularizer", None):
+        words.append(f"L2 {float(layer.kernel_regularizer.l2):g}")
+    return ", ".join(words)
+
+
+def plot_predictions(title, images, labels, probabilities, path):
+    """Six test images that the model gets right and its six most confident mistakes."""
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    right = np.flatnonzero(predicted == labels)[:6]
+    wrong = np.flatnonzero(predicted != labels)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:6]
+    figure, axes = new_figure(2, 6, (11, 4.6), title)
+    for ax in axes:
+        ax.axis("off")
+    for ax, i in (*zip(axes[:6], right), *zip(axes[6:], wrong)):
+        ax.imshow(images[i], cmap="gray_r")
+        guess = f"{CLASS_NAMES[predicted[i]]} ({confidence[i]:.1%})"
+        color = "black" if predicted[i] == labels[i] else "#b00000"
+        ax.set_title(f"true: {CLASS_NAMES[labels[i]]}\n{guess}", fontsize=9, color=color)
+    figure.savefig(path)
