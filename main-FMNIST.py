@@ -62,7 +62,14 @@ class Trial(NamedTuple):
 
     def __str__(self):
         network = self.architecture.title() + (" + L2" if self.use_regularizer else "")
-        return f"{network:12}  {self[2]:7g}  {self[3]:7g}  {self[4]:5}  {self[5]:6}  {self[6]:4}"
+        _, _, dropout_rate, learning_rate, batch_size, epochs, seed = self
+        return (
+            f"{network:12}  {dropout_rate:7g}  {learning_rate:13g}  {batch_size:5}  "
+            f"{epochs:6}  {seed:4}"
+        )
+
+
+HEAD = "network       dropout  learning rate  batch  epochs  seed  val. acc.  done"  # of them
 
 
 # ------------------------------------------------------------------------ the trials
@@ -82,9 +89,9 @@ def study_trials(final, num_images):
     """{(hyperparameter, use_regularizer): trials}: Tyler, one value moved at a time."""
     study = {}
     for centre in (final["model_tyler_0"], final["model_tyler_1"]):
-        fifths = {math.ceil(centre.epochs * i / 5) for i in range(1, 6)}
-        for name, values in {**GRIDS, "epochs": fifths}.items():
-            values = sorted({*values, getattr(centre, name)})
+        fifths = [math.ceil(centre.epochs * i / 5) for i in range(1, 6)]
+        for name, grid in {**GRIDS, "epochs": fifths}.items():
+            values = sorted({*grid, getattr(centre, name)})
             trials = [centre._replace(**{name: value}) for value in values]
             trials = [trial for trial in trials if trial.batch_size <= num_images]
             study[name, centre.use_regularizer] = trials
@@ -92,23 +99,24 @@ def study_trials(final, num_images):
 
 
 def grid_trials(final, grid):
-    """{architecture: trials}: every combination of the grid's values, without L2."""
-    combinations = [
-        dict(zip(grid, values)) for values in itertools.product(*grid.values())
-    ]
-    centres = [final["model_tyler_0"], final["model_jackson_0"]] if grid else []
-    return {c.architecture: [c._replace(**v) for v in combinations] for c in centres}
+    """{file name: trials}: both networks, without L2, at every combination of --grid."""
+    settings = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+    return {
+        f"model_{name}_best": [final[f"model_{name}_0"]._replace(**s) for s in settings]
+        for name in (ARCHITECTURES if grid else ())
+    }
 
 
-def repeated(trial, repeats):
-    return [trial._replace(seed=trial.seed + i) for i in range(repeats)]
+def seeds_of(trial, options):
+    return [trial._replace(seed=trial.seed + i) for i in range(options.repeats)]
 
 
-def cost(trial):
-    """A trial's time in some unit: by its images, and more in smaller batches."""
-    return trial.epochs * (
-        {"tyler": 1, "jackson": 4}[trial.architecture] + 64 / trial[4]
-    )
+def trials_to_train(final, study, grid, options):
+    """Each trial once; what has fewer epochs is read off the history of a longer one."""
+    studied = itertools.chain(*study.values())
+    trials = [*final.values(), *(t._replace(epochs=options.epochs) for t in studied)]
+    trials += itertools.chain(*grid.values())
+    return list(dict.fromkeys(s for trial in trials for s in seeds_of(trial, options)))
 
 
 # -------------------------------------------------------------------------- one trial
@@ -214,25 +222,26 @@ def apply_adam(optimizer, gradients, weights):
     """
     import tensorflow as tf
 
-    steps, learning_rate, *moments = [v.value for v in optimizer.variables]
-    steps.assign_add(1)
-    t = tf.cast(steps, tf.float32)
-    for i, (gradient, weight) in enumerate(zip(gradients, weights)):
-        tf.raw_ops.ResourceApplyAdam(
-            var=weight.value.handle,
-            m=moments[2 * i].handle,
-            v=moments[2 * i + 1].handle,
-            beta1_power=optimizer.beta_1**t,
-            beta2_power=optimizer.beta_2**t,
-            lr=learning_rate,
-            beta1=optimizer.beta_1,
-            beta2=optimizer.beta_2,
-            epsilon=optimizer.epsilon,
-            grad=gradient,
-        )
+    steps, learning_rate, *moments = [
+        variable.value for variable in optimizer.variables
+    ]
+    beta1, beta2 = optimizer.beta_1, optimizer.beta_2
+    t = tf.cast(steps.assign_add(1), tf.float32)
+    constants = {"lr": learning_rate, "epsilon": optimizer.epsilon}
+    constants |= {"beta1": beta1, "beta2": beta2}
+    constants |= {"beta1_power": beta1**t, "beta2_power": beta2**t}
+    for weight, m, v, gradient in zip(weights, moments[::2], moments[1::2], gradients):
+        handles = {"var": weight.value.handle, "m": m.handle, "v": v.handle}
+        tf.raw_ops.ResourceApplyAdam(**handles, grad=gradient, **constants)
 
 
 # --------------------------------------------------------------- many trials at a time
+
+
+def cost(trial):
+    """Roughly how long a trial takes, in some unit: smaller batches mean more steps."""
+    per_image = {"tyler": 1, "jackson": 4}[trial.architecture]
+    return trial.epochs * (per_image + 64 / trial.batch_size)
 
 
 def run_trials(trials, workers):
@@ -247,7 +256,7 @@ def run_trials(trials, workers):
             submit, trial = workers.pop(), waiting.pop()
             running[submit(trial)] = submit, trial
         if not running:
-            raise util.InputError("no worker is left; is memory short? Try --jobs 1")
+            raise util.InputError("no worker is left: try --jobs 1 if memory is short")
         done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
         for future in done:
             submit, trial = running.pop(future)
@@ -262,27 +271,21 @@ def run_trials(trials, workers):
 @contextlib.contextmanager
 def local_workers(count, *data):
     """`count` processes on this machine, each of which gets the data once."""
-    context = multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context("spawn")
     executors = [
-        futures.ProcessPoolExecutor(1, context, start_worker, data)
-        for _ in range(count)
+        futures.ProcessPoolExecutor(1, spawn, start_worker, data) for _ in range(count)
     ]
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for us alone:
+    for executor in executors:
+        executor.submit(os.getpid)  # a process that starts now does not get to see it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        yield [functools.partial(submit_shielded, executor) for executor in executors]
+        yield [functools.partial(e.submit, train_in_worker) for e in executors]
     finally:
         for process in multiprocessing.active_children():
             process.kill()
         for executor in executors:
             executor.shutdown()
-
-
-def submit_shielded(executor, trial):
-    """Submit a trial; the process that this may start will not see Ctrl-C: we do."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return executor.submit(train_in_worker, trial)
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def start_worker(*data):
@@ -335,9 +338,7 @@ def train_all(trials, train, validation, folder, options):
     missing = [trial for trial in trials if histories[trial] is None]
     done = len(trials) - len(missing)
     console.print(f"{len(trials)} trials, of which {done} are kept from before")
-    console.print(
-        "trial  network       dropout  l. rate  batch  epochs  seed  val. acc."
-    )
+    console.print(HEAD)
     if options.cluster:
         workers = cluster_workers(options.cluster, len(missing), train, validation)
     else:
@@ -350,38 +351,28 @@ def train_all(trials, train, validation, folder, options):
             histories[trial] = util.read_history(files[trial])
             done += 1
             result = f"{util.accuracy_after(histories[trial], trial.epochs):.4f}"
-            console.print(f"{done:5}  {trial}  {result.replace('nan', 'diverged')}")
+            result = result.replace("nan", "diverged")
+            console.print(f"{trial}  {result:8}  {done:5}")
             bar.advance(task, cost(trial))
     return files, histories
 
 
-def study_curves(study, histories, options):
-    """{(hyperparameter, use_regularizer): (values, validation accuracies)}, the latter
-    of shape (values, seeds) and NaN where a trial had diverged."""
-
-    def accuracy(trial):
-        longest = histories[trial._replace(epochs=options.epochs)]
-        return util.accuracy_after(longest, trial.epochs)
-
-    curves = {}
-    for (name, flag), trials in study.items():
-        runs = [repeated(trial, options.repeats) for trial in trials]
-        accuracies = np.array([[accuracy(trial) for trial in row] for row in runs])
-        curves[name, flag] = [getattr(trial, name) for trial in trials], accuracies
-    return curves
+def accuracies(trial, histories, options):
+    """Validation accuracy at the end of a trial, for each seed; NaN where diverged."""
+    runs = [
+        histories.get(seed) or histories[seed._replace(epochs=options.epochs)]
+        for seed in seeds_of(trial, options)
+    ]
+    return np.array([util.accuracy_after(run, trial.epochs) for run in runs])
 
 
 def best_of_grid(grid, histories, options):
-    """{file name: trial}: for each network, the best mean validation accuracy."""
+    """{file name: trial} with the highest mean validation accuracy over the seeds."""
 
     def mean(trial):
-        runs = [histories[seed] for seed in repeated(trial, options.repeats)]
-        return np.mean([util.accuracy_after(run, trial.epochs) for run in runs])
+        return np.nan_to_num(accuracies(trial, histories, options)).mean()
 
-    return {
-        f"model_{name}_best": max(trials, key=lambda trial: np.nan_to_num(mean(trial)))
-        for name, trials in grid.items()
-    }
+    return {name: max(trials, key=mean) for name, trials in grid.items()}
 
 
 def test_model(path, test):
@@ -423,7 +414,7 @@ def write_tables(folder, models, results, histories):
     util.write_csv(folder / "history.csv", rows)
 
 
-def draw(plots, models, results, histories, curves, test):
+def draw(plots, models, results, study, histories, test, options):
     """Every picture; those of a single model show the first seed's."""
     images, labels = test[0], test[1].argmax(1)
     for name, [(_, _, probabilities), *_] in results.items():
@@ -435,39 +426,34 @@ def draw(plots, models, results, histories, curves, test):
         model, _, probabilities = results[names[0]][0]
         util.plot_architecture(model, plots / f"architecture_{architecture}.png")
     util.plot_predictions(images, labels, probabilities, plots / "predictions.png")
-    if curves:
-        final = models["model_tyler_0"][0]._asdict()
-        util.plot_hyperparameters(curves, final, plots / "hyperparameters_tyler.png")
+    if study:
+        curves = {
+            (name, flag): {
+                getattr(t, name): accuracies(t, histories, options) for t in trials
+            }
+            for (name, flag), trials in study.items()
+        }
+        path = plots / "hyperparameters_tyler.png"
+        util.plot_hyperparameters(curves, options, path)
 
 
-def report(results, curves, options, seconds):
-    """The table of results, the best settings, where the files are, the time."""
-    table = Table("model", *SCORES, title="On the 10,000 test images")
-    for name, seeds in results.items():
-        runs = np.array([list(scores.values()) for _, scores, _ in seeds])
+def report(results, study, histories, options):
+    """The table of results and the best setting of the study."""
+    table = Table("model", *SCORES, title="Results on the test images")
+    for name, tests in results.items():
+        runs = np.array([list(scores.values()) for _, scores, _ in tests])
         cells = [f"{mean:.4f}" for mean in runs.mean(axis=0)]
         if len(runs) > 1:
             spread = runs.std(axis=0, ddof=1)
             cells = [f"{cell}\n±{s:.4f}" for cell, s in zip(cells, spread)]
         table.add_row(name, *cells)
     table.add_section()
-    table.add_row("published", "", "about 0.88", "", "", "")
+    table.add_row("published", "", "about 0.88")
     console.print(table)
-    if curves:
-        means = {
-            (mean, name, flag, value)
-            for (name, flag), (values, accuracies) in curves.items()
-            for value, mean in zip(values, np.nan_to_num(accuracies.mean(axis=1)))
-        }
-        mean, name, flag, value = max(means)
-        network = f"Tyler {'with' if flag else 'without'} L2"
-        console.print(
-            f"Best of the study on validation data: {network}, {name} {value:g} "
-            f"({mean:.4f})"
-        )
-    for name in ("models", "plots"):
-        console.print(f"{name}: {options.output_dir / name}", soft_wrap=True)
-    console.print(f"{seconds // 60:.0f} min {seconds % 60:.0f} s")
+    trials = list(itertools.chain(*study.values()))
+    means = [np.nan_to_num(accuracies(t, histories, options)).mean() for t in trials]
+    if trials:
+        console.print(HEAD, f"{trials[np.argmax(means)]}  {max(means):.4f}", sep="\n")
 
 
 def run_experiment(options):
@@ -477,21 +463,23 @@ def run_experiment(options):
     final = final_trials(options)
     study = {} if options.no_sweep else study_trials(final, len(train[0]))
     grid = grid_trials(final, options.grid)
+    trials = trials_to_train(final, study, grid, options)
     with util.working_folder(options.output_dir, options.fresh) as folder:
-        trials = list_trainings(final, study, grid, options)
         files, histories = train_all(trials, train, validation, folder, options)
-        curves = study_curves(study, histories, options)
         final |= best_of_grid(grid, histories, options)
-        models = {n: repeated(trial, options.repeats) for n, trial in final.items()}
+        models = {name: seeds_of(trial, options) for name, trial in final.items()}
         results = {n: [test_model(files[t], test) for t in models[n]] for n in models}
         with util.publication(folder, options.output_dir) as (model_dir, plot_dir):
             for name, trials in models.items():
                 shutil.copyfile(files[trials[0]], model_dir / f"{name}.h5")
             write_tables(model_dir, models, results, histories)
-            draw(plot_dir, models, results, histories, curves, test)
+            draw(plot_dir, models, results, study, histories, test, options)
         for path in files.values():
             path.unlink()  # a complete run, started again, starts anew
-    report(results, curves, options, time.monotonic() - started)
+    report(results, study, histories, options)
+    seconds = time.monotonic() - started
+    where = f"{options.output_dir / 'models'} and {options.output_dir / 'plots'}"
+    console.print(f"In {where} after {seconds / 60:.1f} minutes", soft_wrap=True)
 
 
 def load(options):
@@ -506,14 +494,6 @@ def load(options):
     return train, validation, test
 
 
-def list_trainings(final, study, grid, options):
-    """Every trial to train, once: what has fewer epochs is read off a longer history."""
-    studied = itertools.chain(*study.values())
-    trials = [*final.values(), *(t._replace(epochs=options.epochs) for t in studied)]
-    trials += itertools.chain(*grid.values())
-    return list(dict.fromkeys(s for t in trials for s in repeated(t, options.repeats)))
-
-
 def evaluate_files(options):
     """--evaluate: layers, scores and confusion matrix of saved models."""
     from sklearn.metrics import classification_report
@@ -524,25 +504,16 @@ def evaluate_files(options):
     tested = {Path(path): test_model(path, test) for path in paths}
     plots = options.output_dir / "plots"
     plots.mkdir(parents=True, exist_ok=True)
-    labels = test[1].argmax(1)
+    labels, names = test[1].argmax(1), {"target_names": util.CLASS_NAMES, "digits": 4}
     for path, (model, scores, probabilities) in tested.items():
-        print(f"\n{path}: {model.name}, {model.count_params():,} weights")
+        print(f"{path}: {model.name}, {model.count_params():,} weights\n")
         for layer in model.layers:
-            weights = f"{layer.count_params():,} weights"
-            print(f"  {layer.name:20}  {util.describe(layer):30}  {weights:>16}")
+            count = layer.count_params()
+            print(f"  {layer.name:20}  {util.describe(layer):30}  {count:9,} weights")
+        predicted = probabilities.argmax(1)
+        print("\n" + classification_report(labels, predicted, **names, zero_division=0))
         print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        print(
-            classification_report(
-                labels,
-                probabilities.argmax(1),
-                labels=range(10),
-                target_names=util.CLASS_NAMES,
-                digits=4,
-                zero_division=0,
-            )
-        )
-        picture = util.plot_confusion_matrix(path.stem, labels, probabilities, plots)
-        print(f"confusion matrix: {picture}")
+        print(util.plot_confusion_matrix(path.stem, labels, probabilities, plots), "\n")
 
 
 # -------------------------------------------------------------------- the command line
@@ -552,22 +523,20 @@ def number(kind, low, high, what):
     """An argparse type: a number of this kind with low <= number < high."""
 
     def parse(text):
-        try:
-            value = kind(text)
-        except ValueError:
-            value = math.nan
-        if not low <= value < high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
-        return value
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) < high:
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
 
     return parse
 
 
+COUNT = number(int, 1, 10**9, "a whole number from 1 on")
 HYPERPARAMETERS = {
     "dropout_rate": number(float, 0, 1, "a number from 0 to below 1"),
     "learning_rate": number(float, 1e-12, 1e12, "a number above 0"),
-    "batch_size": number(int, 1, 10**9, "a whole number above 0"),
-    "epochs": number(int, 1, 10**6, "a whole number above 0"),
+    "batch_size": COUNT,
+    "epochs": COUNT,
 }
 
 
@@ -575,10 +544,8 @@ def grid_values(text):
     """An argparse type: 'batch_size=128,512' as ("batch_size", [128, 512])."""
     name, _, values = text.partition("=")
     if name not in HYPERPARAMETERS:
-        names = ", ".join(HYPERPARAMETERS)
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not NAME=VALUE,...; names: {names}"
-        )
+        problem = f"{text!r} is not NAME=X,... with a NAME of"
+        raise argparse.ArgumentTypeError(f"{problem} {', '.join(HYPERPARAMETERS)}")
     return name, [HYPERPARAMETERS[name](value) for value in values.split(",")]
 
 
@@ -586,61 +553,34 @@ def parse_options(arguments):
     parser = argparse.ArgumentParser(
         description="Fashion-MNIST with two fully connected networks. Without options: "
         "the whole experiment, into models/ and plots/ beside this script.",
-        allow_abbrev=False,
     )
-    parser.error = lambda message: fail(f"{message} (--help lists the options)")
-    add, count = parser.add_argument, HYPERPARAMETERS["epochs"]
-    add(
-        "--quick",
-        action="store_true",
-        help="a small part of the data, 5 epochs, into quick/: a try-out",
-    )
-    add("--no-sweep", action="store_true", help="the four models only, no study")
-    add(
-        "--evaluate",
-        nargs="*",
-        metavar="H5",
-        help="inspect saved models (default: the four)",
-    )
-    add("--data-dir", metavar="DIR", help="where the four IDX files are")
-    add("--output-dir", metavar="DIR", type=Path, help="where models/ and plots/ go")
-    add(
-        "--dropout-rate", metavar="X", type=HYPERPARAMETERS["dropout_rate"], default=0.3
-    )
-    add(
-        "--learning-rate",
-        metavar="X",
-        type=HYPERPARAMETERS["learning_rate"],
-        default=0.001,
-    )
-    add("--batch-size", metavar="N", type=HYPERPARAMETERS["batch_size"], default=128)
-    add("--epochs", metavar="N", type=count, help="(default 50, quick 5)")
-    add(
-        "--seed",
-        metavar="N",
-        type=number(int, 0, 2**31, "a whole number from 0 on"),
-        default=0,
-    )
-    add(
-        "--repeats",
-        metavar="N",
-        type=count,
-        default=1,
-        help="seeds per trial: seed, seed+1, ...",
-    )
-    add(
-        "--grid",
-        metavar="NAME=X,...",
-        type=grid_values,
-        action="append",
-        default=[],
-        help="also train both networks at every combination; keep the best on validation data",
-    )
-    add("--jobs", metavar="N", type=count, help="trials at a time (default: the cores)")
-    add("--fresh", action="store_true", help="forget the trials of an interrupted run")
-    add("--cluster", metavar="ADDRESS", help="train on this Dask cluster")
+    parser.error = lambda message: fail(f"{message}; --help lists the options")
+    rate, step = HYPERPARAMETERS["dropout_rate"], HYPERPARAMETERS["learning_rate"]
+    seed = number(int, 0, 2**31, "a whole number from 0 to 2147483647")
+    flag = {"action": "store_true"}
+    # fmt: off
+    for name, settings, text in (
+        ("--quick", flag, "a try-out: few images, 5 epochs, into quick/"),
+        ("--no-sweep", flag, "the four models only, no hyperparameter study"),
+        ("--evaluate", {"nargs": "*", "metavar": "H5"}, "inspect saved models (the four)"),
+        ("--data-dir", {"metavar": "DIR"}, "the folder with the four IDX files"),
+        ("--output-dir", {"metavar": "DIR", "type": Path}, "where models/ and plots/ go"),
+        ("--dropout-rate", {"metavar": "X", "type": rate, "default": 0.3}, "(0.3)"),
+        ("--learning-rate", {"metavar": "X", "type": step, "default": 0.001}, "(0.001)"),
+        ("--batch-size", {"metavar": "N", "type": COUNT, "default": 128}, "images (128)"),
+        ("--epochs", {"metavar": "N", "type": COUNT}, "(50, with --quick 5)"),
+        ("--seed", {"metavar": "N", "type": seed, "default": 0}, "the first seed (0)"),
+        ("--repeats", {"metavar": "N", "type": COUNT, "default": 1}, "seeds a trial (1)"),
+        ("--grid", {"metavar": "NAME=X,...", "type": grid_values, "action": "append"},
+         "train both networks at all combinations, too, and keep the best"),
+        ("--jobs", {"metavar": "N", "type": COUNT}, "trials at a time (the cores)"),
+        ("--fresh", flag, "throw away what an interrupted run has kept"),
+        ("--cluster", {"metavar": "ADDRESS"}, "train on a Dask cluster, tcp://HOST:8786"),
+    ):
+        parser.add_argument(name, help=text, **settings)
+    # fmt: on
     options = parser.parse_args(arguments)
-    options.grid = dict(options.grid)
+    options.grid = dict(options.grid or ())
     options.epochs = options.epochs or (5 if options.quick else 50)
     options.jobs = options.jobs or util.count_cores()
     options.output_dir = options.output_dir or HERE / ("quick" if options.quick else "")
@@ -665,7 +605,7 @@ def main(arguments=None):
     except (util.InputError, OSError) as error:
         fail(str(error))
     except futures.CancelledError:
-        fail("the cluster's scheduler is lost; the same command continues", 2)
+        fail("the cluster's scheduler is lost; the same command continues")
 
 
 if __name__ == "__main__":

@@ -278,14 +278,18 @@ def working_folder(output_dir, fresh=False):
     folder = output_dir / ".trials"
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        problem = f"{output_dir}: another run is writing there"
+        raise InputError(f"{problem}; wait for it or use --output-dir") from None
+    try:
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True)
         yield folder
-    except BlockingIOError:
-        problem = f"{output_dir}: another run is writing there"
-        raise InputError(f"{problem}; wait for it or use --output-dir") from None
     finally:
+        if not list(folder.glob("*.h5")):
+            shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
@@ -482,30 +486,30 @@ def new_figure(rows, columns, size, title, **options):
 def plot_hyperparameters(curves, final, path):
     """Validation accuracy over each hyperparameter of Tyler, without and with L2.
 
-    `curves` maps (hyperparameter, use_regularizer) to (values, accuracies), the latter
-    of shape (values, seeds) and NaN where training diverged; `final` maps each
-    hyperparameter to its value in the final setting.
+    `curves` maps (hyperparameter, use_regularizer) to {value: accuracies of the seeds},
+    NaN where training diverged; `final` has the final setting's values.
     """
     title = "Tyler: one hyperparameter moved at a time from the final setting"
     figure, axes = new_figure(2, 2, (10, 7), title)
     axes = dict(zip(dict.fromkeys(name for name, _ in curves), axes))
-    for (name, flag), (values, accuracies) in curves.items():
-        mean, spread = accuracies.mean(axis=1), accuracies.std(axis=1)
-        axes[name].errorbar(values, mean, spread, capsize=3, **STYLES[flag])
+    for (name, flag), points in curves.items():
+        values, accuracies = list(points), list(points.values())
+        mean, spread = np.mean(accuracies, axis=1), np.std(accuracies, axis=1)
+        ax = axes[name]
+        ax.errorbar(values, mean, spread, capsize=3, **STYLES[flag])
         for value in np.array(values)[np.isnan(mean)]:
-            axes[name].annotate(
-                "diverged", (value, 0.05 + 0.2 * flag), rotation=90, ha="center",
-                xycoords=axes[name].get_xaxis_transform(), color=STYLES[flag]["color"],
+            text = f"diverged {STYLES[flag]['label']}"
+            ax.text(
+                value, 0.05, text, rotation=90, color=STYLES[flag]["color"],
+                ha="left" if flag else "right", transform=ax.get_xaxis_transform(),
             )  # fmt: skip
-        axes[name].set_xticks(values, [f"{value:g}" for value in values])
-    for name, ax in axes.items():
         if name in ("learning_rate", "batch_size"):
             ax.set_xscale("log")
-            ax.set_xticks(
-                curves[name, False][0], map("{:g}".format, curves[name, False][0])
-            )
-            ax.minorticks_off()
-        ax.axvline(final[name], color="grey", linestyle=":", label="final setting")
+        ax.set_xticks(values, [f"{value:g}" for value in values])
+        ax.minorticks_off()
+    for name, ax in axes.items():
+        value = getattr(final, name)
+        ax.axvline(value, color="grey", linestyle=":", label="final setting")
         unit = " (images)" if name == "batch_size" else ""
         ax.set(xlabel=name.replace("_", " ") + unit, ylabel="validation accuracy")
         ax.grid(alpha=0.3)
@@ -534,6 +538,7 @@ def plot_accuracy(architecture, histories, path):
                 low, high = mean - spread, mean + spread
                 ax.fill_between(epochs, low, high, color=look["color"], alpha=0.2)
         ax.set(xlabel="epoch", ylabel=metric)
+        ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
     ax.set(ylabel="loss (cross-entropy + L2 penalty)")
     axes[0].legend()
@@ -574,7 +579,8 @@ def plot_architecture(model, path):
         ax.barh(-y, width, left=-width / 2, height=0.66, color=color)
         ax.text(-5.4, -y, kind, ha="right", va="center")
         size = " x ".join(map(str, shape))
-        ax.text(0, -y, size, ha="center", va="center", color="white", weight="bold")
+        ink = "black" if color == ORANGE else "white"
+        ax.text(0, -y, size, ha="center", va="center", color=ink, weight="bold")
         if weights:
             ax.text(5.4, -y, f"{weights:,} weights", va="center")
     ax.set(xlim=(-10.5, 9.5))
@@ -602,12 +608,14 @@ def plot_predictions(images, labels, probabilities, path):
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:6]
     title = "Jackson without L2: test images it gets right, and its surest mistakes"
-    figure, axes = new_figure(2, 6, (11, 4.6), title)
+    figure, axes = new_figure(2, 6, (11, 5), title)
     for ax in axes:
         ax.axis("off")
     for ax, i in (*zip(axes[:6], right), *zip(axes[6:], wrong)):
         ax.imshow(images[i], cmap="gray_r")
-        guess = f"{CLASS_NAMES[predicted[i]]} ({confidence[i]:.1%})"
+        guess = (
+            f"predicted: {CLASS_NAMES[predicted[i]]}\nconfidence: {confidence[i]:.1%}"
+        )
         color = "black" if predicted[i] == labels[i] else "#b00000"
         ax.set_title(
             f"true: {CLASS_NAMES[labels[i]]}\n{guess}", fontsize=9, color=color
