@@ -147,7 +147,12 @@ def train_trial(trial, train, validation):
 
 
 def build_model(trial):
-    """The trial's network, compiled; the same seed gives the same first weights."""
+    """The trial's network, compiled, on one thread of the CPU.
+
+    Its first weights and its dropout are drawn from the trial's seed alone. Keras's
+    `set_random_seed` would not do: it seeds one generator for the whole process, from
+    which the other threads of a cluster's worker draw, too.
+    """
     networks = util.import_quietly("model-FMNIST")
     import keras
     import tensorflow as tf
@@ -155,10 +160,15 @@ def build_model(trial):
     if tf.config.threading.get_intra_op_parallelism_threads() != 1:
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    keras.utils.set_random_seed(trial.seed)
     build = getattr(networks, f"build_{trial.architecture}")
     model = build(10, trial.use_regularizer, trial.dropout_rate)
-    optimizer = keras.optimizers.Adam(trial.learning_rate)
+    for number, layer in enumerate(model.layers, start=100 * trial.seed):
+        if isinstance(layer, keras.layers.Dense):
+            initializer = keras.initializers.GlorotUniform(number)  # as Dense's own
+            layer.kernel.assign(initializer(layer.kernel.shape))
+        elif isinstance(layer, keras.layers.Dropout) and layer.rate:
+            layer.seed_generator.state.assign([number, 0])
+    optimizer = keras.optimizers.Adam(trial.learning_rate, name="adam")
     model.compile(optimizer, loss="categorical_crossentropy", metrics=["accuracy"])
     optimizer.build(model.trainable_variables)
     return model
@@ -315,13 +325,13 @@ def cluster_workers(address, count, *data):
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with Client(address, timeout=10) as client:
         client.wait_for_workers(1, timeout=10)
-        client.upload_file(HERE / "util-FMNIST.py")
+        client.upload_file(str(HERE / "util-FMNIST.py"))
         ours = util.library_versions()
         for worker, versions in client.run(util.library_versions).items():
             if versions != ours:
                 raise util.InputError(f"{worker} has {versions}, this machine {ours}")
         for name in ("model-FMNIST.py", "main-FMNIST.py"):
-            client.upload_file(HERE / name)
+            client.upload_file(str(HERE / name))
         data = client.scatter(data, broadcast=True)
         executor = client.get_executor(retries=2)
         yield [lambda trial: executor.submit(train_trial, trial, *data)] * count
@@ -453,7 +463,9 @@ def report(results, study, histories, options):
     trials = list(itertools.chain(*study.values()))
     means = [np.nan_to_num(accuracies(t, histories, options)).mean() for t in trials]
     if trials:
-        console.print(HEAD, f"{trials[np.argmax(means)]}  {max(means):.4f}", sep="\n")
+        console.print("The study's best on validation data (not retrained):")
+        console.print(HEAD.removesuffix("  done"), soft_wrap=True)
+        console.print(f"{trials[np.argmax(means)]}  {max(means):.4f}")
 
 
 def run_experiment(options):
