@@ -614,8 +614,10 @@ def main(arguments=None):
     except KeyboardInterrupt:
         kept = len(list(options.output_dir.glob(".trials/*.h5")))
         fail(f"interrupted; {kept} trials are kept: the same command continues", 130)
-    except (util.InputError, OSError) as error:
+    except util.InputError as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"{error}; finished trials are kept: the same command continues")
     except futures.CancelledError:
         fail("the cluster's scheduler is lost; the same command continues")
 

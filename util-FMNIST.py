@@ -244,7 +244,8 @@ def import_quietly(name):
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(nowhere)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # "HDF5 is a legacy format"
+    for logger in ("absl", "tensorflow"):  # "HDF5 is a legacy format", "retracing"
+        logging.getLogger(logger).setLevel(logging.ERROR)
     return module
 
 
@@ -334,15 +335,24 @@ def kept_file(folder, trial, digest):
 
 
 def to_hdf5(model, history):
-    """A compiled model's .h5 file as bytes, its history in the group "history"."""
+    """A compiled model's .h5 file as bytes, its history in the group "history".
+
+    The optimizer's state goes into "optimizer_state". Under Keras's own name for it,
+    "optimizer_weights", Keras 3 restores it for no weight at all, and `fit` then fails
+    on the loaded model (seen in 3.15).
+    """
     import h5py
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.h5")
-        model.save(path)
-        with h5py.File(path, "a") as file:
-            for metric, values in history.items():
-                file[f"history/{metric}"] = values
+        try:
+            model.save(path)
+            with h5py.File(path, "a") as file:
+                file.move("optimizer_weights", "optimizer_state")
+                for metric, values in history.items():
+                    file[f"history/{metric}"] = values
+        except RuntimeError as error:  # what HDF5 makes of a full disk
+            raise OSError(f"{folder}: {error}") from None
         return path.read_bytes()
 
 
