@@ -322,19 +322,23 @@ def cluster_workers(address, count, *data):
     except ImportError:
         message = "--cluster needs Dask: pip install 'dask[distributed]'"
         raise util.InputError(message) from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    with Client(address, timeout=10) as client:
-        client.wait_for_workers(1, timeout=10)
-        client.upload_file(str(HERE / "util-FMNIST.py"))
-        ours = util.library_versions()
-        for worker, versions in client.run(util.library_versions).items():
-            if versions != ours:
-                raise util.InputError(f"{worker} has {versions}, this machine {ours}")
-        for name in ("model-FMNIST.py", "main-FMNIST.py"):
-            client.upload_file(str(HERE / name))
-        data = client.scatter(data, broadcast=True)
-        executor = client.get_executor(retries=2)
-        yield [lambda trial: executor.submit(train_trial, trial, *data)] * count
+    logging.disable()  # Dask's log lines; its errors reach us as exceptions
+    try:
+        with Client(address, timeout=10) as client:
+            client.wait_for_workers(1, timeout=10)
+            for name in ("util-FMNIST.py", "model-FMNIST.py", "main-FMNIST.py"):
+                client.upload_file(str(HERE / name))
+            versions = {"here": util.library_versions()}
+            versions |= client.run(util.library_versions)
+            if len(set(map(str, versions.values()))) > 1:
+                raise util.InputError(f"versions differ: {versions}")
+            data = client.scatter(data, broadcast=True)
+            executor = client.get_executor(retries=2)
+            yield [lambda trial: executor.submit(train_trial, trial, *data)] * count
+    except (OSError, futures.CancelledError):
+        raise
+    except Exception as error:  # noqa: BLE001 - Dask says well what is wrong
+        raise util.InputError(f"--cluster {address}: {error}") from None
 
 
 # ------------------------------------------------------------------------- the stages

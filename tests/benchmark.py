@@ -12,11 +12,11 @@ learning rate 0.001) on the real training data, in each of these ways in turn:
 - scikit-learn's MLPClassifier, which has no dropout and here validates nothing;
 - the floor: the matrix products of the same epoch and nothing else, in NumPy.
 
-Every way starts in fresh processes and trains for one epoch more than is counted, so
-that tracing and other first-time work stay out. All take their turn in every round,
-and what is shown are medians over rounds and epochs of the seconds per epoch (training
-and validation) and trial: where n trials run side by side, a trial counts for 1/n of
-the epoch's time. The benchmark needs the machine for itself and takes some minutes.
+Each way trains in fresh processes, for one epoch more than is counted, so that imports,
+tracing and the like stay out. All have their turn in every round. Shown are medians, over
+rounds and epochs, of the seconds per epoch (training and validation) and trial: where n
+trials run side by side, a trial counts for 1/n of the time. It takes ten minutes, and the
+machine for itself.
 """
 
 import argparse
@@ -35,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -46,25 +47,25 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 main = importlib.import_module("main-FMNIST")
 util = main.util
+show = main.console.print
 
-LAYERS = {  # units per layer, image and classes included
+LAYERS = {  # values per image, units of the hidden layers, classes
     "tyler": (784, 128, 128, 128, 128, 128, 10),
     "jackson": (784, 512, 256, 128, 64, 10),
 }
-BATCH_SIZE, LEARNING_RATE, DROPOUT_RATE = 128, 0.001, 0.3
-STEPS_PER_EXECUTION = int(__import__("os").environ.get("SPS", 125))
+DROPOUT_RATE, LEARNING_RATE, BATCH_SIZE = 0.3, 0.001, 128
 
 
 # ------------------------------------------------------------------ the ways to train
-# Each takes the network's name, (training, validation) data as util.load_data gives
-# them, and the number of epochs; it calls `mark` when all is set up, after a warm-up
-# epoch, and after each further epoch.
+# Each takes a network's name, the (training, validation) data as util.load_data gives
+# them and the number of epochs, and calls `mark` when all is set up, after the epoch
+# for warming up, and after each further epoch.
 
 
 def ours(network, data, epochs, mark):
-    """The program's own steps, as in main.train_trial."""
+    """A worker's steps, as in main.train_trial."""
     main.start_worker(*data)
-    train, validation = main.worker_data
+    train, validation = data
     setting = DROPOUT_RATE, LEARNING_RATE, BATCH_SIZE, epochs
     model = main.build_model(main.Trial(network, False, *setting, seed=0))
     functions = main.epoch_functions(model, BATCH_SIZE, train, validation)
@@ -75,7 +76,7 @@ def ours(network, data, epochs, mark):
         order = shuffle.permutation(len(train[0])).astype("int32")
         [float(value) for value in (*train_epoch(order), *validate())]
         mark()
-    util.to_hdf5(model, {})  # part of a worker's peak memory
+    util.to_hdf5(model, {})  # for the peak memory
 
 
 def keras_usual(network, data, epochs, mark):
@@ -92,63 +93,10 @@ def keras_usual(network, data, epochs, mark):
 
 
 def keras_best(network, data, epochs, mark, threads=None):
-    model = compiled_model(network, threads, steps_per_execution=STEPS_PER_EXECUTION)
-    (x, y), (x_val, y_val) = [(scaled(images), labels) for images, labels in data]
-    validation = (x_val, y_val)
-    size = {"batch_size": BATCH_SIZE, "validation_batch_size": 1000}
-    fit(model, epochs, mark, x, y, validation_data=validation, **size)
-
-
-def scikit_learn(network, data, epochs, mark):
-    import warnings
-
-    from sklearn.neural_network import MLPClassifier
-
-    warnings.simplefilter("ignore")  # that so few epochs have not converged
-    images, labels = scaled(data[0][0]).reshape(-1, 784), data[0][1].argmax(1)
-    model = MLPClassifier(
-        LAYERS[network][1:-1],
-        alpha=0,
-        batch_size=BATCH_SIZE,
-        learning_rate_init=LEARNING_RATE,
-        max_iter=epochs,
-        n_iter_no_change=epochs,
-        random_state=0,
-    )
-    mark()
-    model.fit(images[:1280], labels[:1280])
-    mark()
-    model.fit(images, labels)
-    mark(epochs)
-
-
-def floor(network, data, epochs, mark):
-    """Per batch: forward products, weight gradients, and all input gradients but the
-    first layer's; then the validation images' forward products. One BLAS thread."""
-    import threadpoolctl
-
-    threadpoolctl.threadpool_limits(1)
-    (x, x_val), sizes = [scaled(x).reshape(-1, 784) for x, _ in data], LAYERS[network]
-    weights = [np.full(shape, 0.01, "float32") for shape in zip(sizes, sizes[1:])]
-    weight_gradients = [np.empty_like(weight) for weight in weights]
-    outputs, gradients, val_outputs = (
-        [np.ones((rows, size), "float32") for size in sizes[1:]]
-        for rows in (BATCH_SIZE, BATCH_SIZE, 1000)
-    )
-    mark()
-    for _ in range(1 + epochs):
-        for batch in np.split(x, len(x) // BATCH_SIZE):
-            inputs = [batch, *outputs]
-            for weight, start, end in zip(weights, inputs, outputs):
-                np.matmul(start, weight, out=end)
-            for i in reversed(range(len(weights))):
-                np.matmul(inputs[i].T, gradients[i], out=weight_gradients[i])
-                if i > 0:
-                    np.matmul(gradients[i], weights[i].T, out=gradients[i - 1])
-        for batch in np.split(x_val, len(x_val) // 1000):
-            for weight, start, end in zip(weights, [batch, *val_outputs], val_outputs):
-                np.matmul(start, weight, out=end)
-        mark()
+    model = compiled_model(network, threads, steps_per_execution=125)  # of 375
+    train, validation = [(scaled(images), labels) for images, labels in data]
+    options = {"batch_size": BATCH_SIZE, "validation_batch_size": 1000}
+    fit(model, epochs, mark, *train, validation_data=validation, **options)
 
 
 def compiled_model(network, threads=None, **options):
@@ -173,8 +121,48 @@ def fit(model, epochs, mark, *data, **options):
     model.fit(*data, epochs=1 + epochs, callbacks=[clock], verbose=0, **options)
 
 
+def scikit_learn(network, data, epochs, mark):
+    from sklearn.neural_network import MLPClassifier
+
+    images, labels = data[0]
+    x, y = scaled(images).reshape(len(images), -1), labels.argmax(1)
+    setting = {"batch_size": BATCH_SIZE, "learning_rate_init": LEARNING_RATE}
+    ending = {"max_iter": epochs, "n_iter_no_change": epochs}
+    model = MLPClassifier(LAYERS[network][1:-1], alpha=0, **setting, **ending)
+    mark()
+    model.fit(x[:1280], y[:1280])
+    mark()
+    model.fit(x, y)
+    mark(epochs)
+
+
 def scaled(images):
     return images / np.float32(255)
+
+
+def floor(network, data, epochs, mark):
+    """For every layer and batch: the outputs, the gradients of the weights and of the
+    inputs; in validation the outputs. The speed does not depend on the values."""
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(1)
+    training, validation = [], []
+    for inputs, units in itertools.pairwise(LAYERS[network]):
+        shapes = (BATCH_SIZE, inputs), (inputs, units), (BATCH_SIZE, units)
+        x, weights, gradients = [np.ones(shape, "float32") for shape in shapes]
+        x_val = np.ones((1000, inputs), "float32")
+        pairs = (x, weights), (x.T, gradients), (gradients, weights.T), (x_val, weights)
+        products = [(a, b, a @ b) for a, b in pairs]
+        training += products[:3]
+        validation += products[3:]
+    del training[2]  # nobody asks for the gradients of the images
+    epoch = training * (len(data[0][0]) // BATCH_SIZE)
+    epoch += validation * (len(data[1][0]) // 1000)
+    mark()
+    for _ in range(1 + epochs):
+        for a, b, product in epoch:
+            np.matmul(a, b, out=product)
+        mark()
 
 
 OURS, ALONE, USUAL = "ours, 1 trial per core", "ours, 1 trial alone", "Keras, as usual"
@@ -193,7 +181,7 @@ WAYS = {  # name: (how to train, whether in as many processes as cores)
 
 
 def measure(way, network, data, epochs):
-    """Train in fresh processes side by side; what `report` says, one per process."""
+    """Train in fresh processes side by side: what `report` sends, for each of them."""
     function, one_per_core = WAYS[way]
     count = util.count_cores() if one_per_core else 1
     context = multiprocessing.get_context("spawn")
@@ -213,189 +201,158 @@ def measure(way, network, data, epochs):
 
 
 def report(function, network, data, epochs, barrier, sender):
-    """In a process of its own: train, and send the times and the peak memory."""
+    """In a process of its own: train, then send the times and the peak memory."""
+    warnings.simplefilter("ignore")  # that so few epochs have not converged, and such
     times, since = [], time.perf_counter()
 
     def mark(epochs=1):
         nonlocal since
         times.append((time.perf_counter() - since) / epochs)
-        if len(times) <= 2:  # set-up and warm-up done: wait for those side by side
+        if len(times) <= 2:  # all set up; warmed up: wait for those side by side
             barrier.wait()
         since = time.perf_counter()
 
     function(network, data, epochs, mark)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
-    sender.send({"first": times[1], "seconds": times[2:], "peak_mib": memory})
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    sender.send({"first": times[1], "epochs": times[2:], "peak_mib": memory})
+
+
+def measure_programs(rounds):
+    """Seconds of whole processes, from just before they start until they have ended:
+    `first_step`, and main-FMNIST.py --evaluate with the models that models/ has."""
+
+    def seconds(script, *arguments):
+        start, command = time.perf_counter(), [sys.executable, ROOT / script]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet["start_new_session"] = True  # Ctrl-C is for us, and we kill the process
+        subprocess.run([*command, *arguments], check=True, **quiet)
+        return time.perf_counter() - start
+
+    first_step = "tests/benchmark.py", "--first-step"
+    models = sorted(ROOT.glob("models/model_*_[01].h5"))
+    with tempfile.TemporaryDirectory() as folder:
+        evaluate = "main-FMNIST.py", "--output-dir", folder, "--evaluate", *models
+        return {
+            "First training step": [seconds(*first_step) for _ in range(rounds)],
+            f"--evaluate of {len(models)} models": [
+                seconds(*evaluate) for _ in range(rounds if models else 0)
+            ],
+        }
 
 
 def first_step():
-    """The program's start up to its first training step: `--first-step` runs this in a
-    process of its own. The one batch is a trial, so its saving counts too."""
+    """In a process of its own: the way of main-FMNIST.py up to its first training step,
+    with one worker and one batch as the whole trial; it validates and saves, too."""
     train, validation, _ = util.load_data()
     train = [part[:BATCH_SIZE] for part in train]
-    trial = main.final_trials(main.parse_options(["--epochs", "1"]))["model_tyler_0"]
+    setting = DROPOUT_RATE, LEARNING_RATE, BATCH_SIZE
+    trial = main.Trial("tyler", False, *setting, epochs=1, seed=0)
     with main.local_workers(1, train, validation) as workers:
         list(main.run_trials([trial], workers))
-
-
-def seconds_of(script, *arguments):
-    """Wall time of a script, from before its process starts until it has ended."""
-    start = time.perf_counter()
-    command = [sys.executable, ROOT / script, *arguments]
-    subprocess.run(command, check=True, capture_output=True, start_new_session=True)
-    return time.perf_counter() - start
-
-
-def measure_rounds(rounds, epochs):
-    """{way: {network: reports}}, and the times of starts and of evaluations."""
-    data = util.load_data()[:2]
-    reports = {way: {network: [] for network in LAYERS} for way in WAYS}
-    starts, evaluations = [], []
-    models = sorted(ROOT.glob("models/model_*_[01].h5"))
-    turns = list(itertools.product(range(rounds), [None, *WAYS], LAYERS))
-    hidden = not main.console.is_terminal
-    for _, way, network in track(turns, "Measuring", disable=hidden, transient=True):
-        if way:
-            reports[way][network] += measure(way, network, data, epochs)
-        elif network == "tyler":
-            starts.append(seconds_of("tests/benchmark.py", "--first-step"))
-        elif len(models) == 4:
-            with tempfile.TemporaryDirectory() as folder:
-                command = "--output-dir", folder, "--evaluate", *models
-                evaluations.append(seconds_of("main-FMNIST.py", *command))
-    return reports, {
-        "From start to the end of the first training step": starts,
-        "--evaluate of the four models": evaluations,
-    }
 
 
 # -------------------------------------------------------------------- what is reported
 
 
 def summarize(reports):
-    """{way: {network: figures}}: `seconds` per epoch and trial, their `ratio` to ours,
-    and `first`, what the first epoch of a process takes longer than the next."""
-    figures = {way: {} for way in reports}
-    for way, network in itertools.product(reports, LAYERS):
-        runs = reports[way][network]
-        epoch = float(np.median([run["seconds"] for run in runs]))
+    """{(way, network): figures}: `seconds` per epoch and trial and their `ratio` to ours;
+    `first`, how many seconds longer a process takes for its first epoch."""
+    figures = {}
+    for (way, network), runs in reports.items():
+        epoch = float(np.median([run["epochs"] for run in runs]))
         seconds = epoch / (util.count_cores() if WAYS[way][1] else 1)
-        ours = figures[OURS].get(network, {"seconds": seconds})  # comes first
-        figures[way][network] = {
+        figures[way, network] = {
             "seconds": seconds,
-            "ratio": seconds / ours["seconds"],
             "first": float(np.median([run["first"] for run in runs])) - epoch,
             "peak_mib": max(run["peak_mib"] for run in runs),
             "runs": runs,
         }
+    for (_, network), row in figures.items():
+        row["ratio"] = row["seconds"] / figures[OURS, network]["seconds"]
     return figures
 
 
 def whole_experiment(figures):
-    """The estimated minutes of all epochs of the experiment, as the description has
-    it, each value of each panel trained on its own with the usual Keras; and ours."""
+    """{how: (trainings, minutes)}: estimated from the epochs' times alone, whatever the
+    batch size, and as the description has it, each value of each panel a training."""
     options = main.parse_options([])
     final = main.final_trials(options)
     study = main.study_trials(final, 48_000)
     separate = [*final.values(), *itertools.chain(*study.values())]
-    shared = {trial._replace(epochs=options.epochs) for trial in separate}
+    once = {trial._replace(epochs=options.epochs) for trial in separate}
 
-    def minutes(trials, way):
-        seconds = {network: row["seconds"] for network, row in figures[way].items()}
-        return sum(trial.epochs * seconds[trial.architecture] for trial in trials) / 60
+    def minutes(way, trials):
+        return sum(t.epochs * figures[way, t[0]]["seconds"] for t in trials) / 60
 
-    usual, ours = minutes(separate, USUAL), minutes(shared, OURS)
-    return {
-        "usual_trainings": len(separate),
-        "usual_minutes": usual,
-        "ours_trainings": len(shared),
-        "ours_minutes": ours,
-        "ratio": usual / ours,
-    }
+    plans = {USUAL: separate, OURS: once}
+    return {way: (len(plan), minutes(way, plan)) for way, plan in plans.items()}
 
 
 def describe_machine():
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    model = re.search(r"model name\s*: (.*)", text)
-    return {
-        "cores": util.count_cores(),
-        "cpu": model[1] if model else platform.machine(),
-        **util.library_versions(),
-        "scikit-learn": importlib.metadata.version("scikit-learn"),
-    }
+    cpu = re.search("model name\\s*: (.*)", text) or [0, platform.machine()]
+    versions = util.library_versions()
+    versions["scikit-learn"] = importlib.metadata.version("scikit-learn")
+    return {"cores": util.count_cores(), "cpu": cpu[1], **versions}
 
 
-def show(result):
-    show, figures = main.console.print, result["ways"]
-    cores, cpu, *versions = result["machine"].values()
-    show(f"{cores} cores, {cpu}")
-    names = [*result["machine"]][2:]
-    show(", ".join(f"{name} {version}" for name, version in zip(names, versions)))
-    show(f"{result['rounds']} rounds of {result['epochs']} epochs")
-
-    title = "Seconds per epoch and trial, ratio to ours, peak memory of a process"
-    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for name in ("Tyler", "ratio", "Jackson", "ratio", "MiB"):
-        table.add_column(name, justify="right")
-    for way, networks in figures.items():
-        cells = [
-            cell
-            for row in networks.values()
-            for cell in (f"{row['seconds']:.3f}", f"{row['ratio']:.2f}")
-        ]
-        peak = max(row["peak_mib"] for row in networks.values())
-        table.add_row(way, *cells, f"{peak:.0f}")
+def print_figures(machine, figures, programs, experiment):
+    show(", ".join(f"{name} {value}" for name, value in machine.items()))
+    title = "Seconds per epoch and trial, ratio to ours, peak MiB of a process"
+    table = Table("", title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("Tyler", "ratio", "MiB", "Jackson", "ratio", "MiB"):
+        table.add_column(header, justify="right")
+    for way in WAYS:
+        rows = [figures[way, network] for network in LAYERS]
+        texts = ["{seconds:.3f} {ratio:.2f} {peak_mib:.0f}".format(**r) for r in rows]
+        table.add_row(way, *" ".join(texts).split())
     show(table)
-
     for network in LAYERS:
-        row, scaling = figures[OURS][network], figures[ALONE][network]["ratio"]
-        show(
-            f"{network.title()}: {cores} workers have {scaling:.2f} times the throughput "
-            f"of one;\n  {row['peak_mib']:.0f} MiB each at the peak; the first epoch "
-            f"takes {row['first']:.1f} s longer (tracing)"
-        )
-    for what, seconds in result["programs"].items():
-        text = f"{np.median(seconds):.1f} s" if seconds else "models/ lacks the four"
-        show(f"{what}: {text}")
-    whole = result["experiment"]
-    show(
-        "The whole experiment, estimated from these epochs: "
-        f"{whole['usual_minutes']:.0f} min as\n  {whole['usual_trainings']} separate "
-        f"trainings with the usual Keras, {whole['ours_minutes']:.0f} min as our "
-        f"{whole['ours_trainings']}: {whole['ratio']:.1f} times"
-    )
+        ratio, first = figures[ALONE, network]["ratio"], figures[OURS, network]["first"]
+        text = f"{ratio:.2f} times the throughput of one trial alone"
+        show(f"{network.title()}: {text}, first epoch {first:+.1f} s")
+    for what, times in programs.items():
+        end = f"ends after {np.median(times):.1f} s" if times else "is not measured"
+        show(f"{what} {end}")
+    for way, (count, minutes) in experiment.items():
+        text = f"{count} trainings, {minutes:.0f} min (estimated)"
+        show(f"The whole experiment, {way}: {text}")
+    ratio = experiment[USUAL][1] / experiment[OURS][1]
+    show(f"The whole experiment, ratio: {ratio:.1f}")
+
+
+# -------------------------------------------------------------------- the command line
+
+
+def benchmark(options):
+    # Where this is set, it may name an older processor. Without it, in the processes to
+    # come, NumPy's BLAS takes its best kernels for this one: only then is the floor one.
+    os.environ.pop("OPENBLAS_CORETYPE", None)
+    data = util.load_data()[:2]
+    reports = {turn: [] for turn in itertools.product(WAYS, LAYERS)}
+    turns = sorted(reports, key=lambda turn: turn[1]) * options.rounds
+    hidden = not main.console.is_terminal
+    for turn in track(turns, "Training", transient=True, disable=hidden):
+        reports[turn] += measure(*turn, data, options.epochs)
+    figures, programs = summarize(reports), measure_programs(options.rounds)
+    machine, experiment = describe_machine(), whole_experiment(figures)
+    print_figures(machine, figures, programs, experiment)
+    if options.json:
+        ways = {f"{way}, {network}": row for (way, network), row in figures.items()}
+        result = {"machine": machine, "ways": ways, "programs_seconds": programs}
+        result["experiment_trainings_and_minutes"] = experiment
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def parse_options():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    count = main.HYPERPARAMETERS["epochs"]
-    add = parser.add_argument
-    add("--epochs", metavar="N", type=count, default=4, help="timed, of each training")
-    add("--rounds", metavar="N", type=count, default=3)
+    add, count = parser.add_argument, main.HYPERPARAMETERS["epochs"]
+    add("--epochs", metavar="N", type=count, default=5, help="(default %(default)s)")
+    add("--rounds", metavar="N", type=count, default=3, help="(default %(default)s)")
     add("--json", metavar="FILE", type=Path, help="write all figures there")
     add("--first-step", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def benchmark(options):
-    # Some machines set this for old kernels' sake; without it, NumPy's BLAS picks the
-    # best for this one, so that the floor (and scikit-learn) is as low as it can be.
-    os.environ.pop("OPENBLAS_CORETYPE", None)  # before a child imports NumPy
-    reports, programs = measure_rounds(options.rounds, options.epochs)
-    figures = summarize(reports)
-    result = {
-        "machine": describe_machine(),
-        "rounds": options.rounds,
-        "epochs": options.epochs,
-        "ways": figures,
-        "programs": programs,
-        "experiment": whole_experiment(figures),
-    }
-    show(result)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
@@ -404,5 +361,5 @@ if __name__ == "__main__":
         first_step() if options.first_step else benchmark(options)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (EOFError, subprocess.CalledProcessError) as error:
-        sys.exit(f"benchmark.py: a process failed: {error}")
+    except (EOFError, OSError, util.InputError, subprocess.SubprocessError) as error:
+        sys.exit(f"benchmark.py: {str(error) or 'a process has died'}")

@@ -1,5 +1,6 @@
 """What all the tests share: the three modules, and data to give them."""
 
+import functools
 import gzip
 import importlib
 import os
@@ -43,14 +44,11 @@ def real_data_dir(util):
     return util.find_data()
 
 
-@pytest.fixture
-def idx_dir(util, tmp_path):
-    """Write a small data set that a network learns; return its folder.
+@pytest.fixture(scope="session")
+def make_idx_dir(util):
+    """make_idx_dir(folder, train=600, test=100) writes a small data set there."""
 
-    Call it as idx_dir(), or idx_dir(train=600, test=100, folder=tmp_path / "data").
-    """
-
-    def write(train=600, test=100, folder=tmp_path / "data"):
+    def write(folder, train=600, test=100):
         folder.mkdir(parents=True, exist_ok=True)
         contents = *synthetic_images(train), *synthetic_images(test)
         for name, array in zip(util.DATA_FILES, contents):
@@ -58,6 +56,12 @@ def idx_dir(util, tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture
+def idx_dir(make_idx_dir, tmp_path):
+    """idx_dir(train=600, test=100) is a new folder with a small data set."""
+    return functools.partial(make_idx_dir, tmp_path / "data")
 
 
 def synthetic_images(count):
@@ -70,14 +74,9 @@ def synthetic_images(count):
     return images, labels
 
 
-def idx_bytes(array, magic=None, shape=None):
-    """An IDX file's content before gzip; a wrong magic number or shape if given."""
-    shape = array.shape if shape is None else shape
-    magic = 0x0800 + len(shape) if magic is None else magic
-    header = struct.pack(f">{1 + len(shape)}I", magic, *shape)
-    return header + array.astype(np.uint8).tobytes()
-
-
-def write_idx(path, array, **header):
-    """Write an array as a gzipped IDX file; `header` as in `idx_bytes`."""
-    path.write_bytes(gzip.compress(idx_bytes(array, **header), compresslevel=1))
+def write_idx(path, array, shape=None):
+    """Write an array as a gzipped IDX file; `shape` is what its header shall say."""
+    shape = shape or array.shape
+    header = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape)
+    content = header + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content, compresslevel=1))

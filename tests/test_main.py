@@ -1,6 +1,8 @@
 """The command line end to end, and the training behind it."""
 
+import contextlib
 import csv
+import json
 import os
 import random
 import resource
@@ -30,6 +32,7 @@ PLOTS = [
     "predictions.png",
 ]
 STUDY = ("--epochs", "3", "--batch-size", "64", "--seed", "7")
+TWELVE = (*STUDY, "--no-sweep", "--repeats", "3")
 
 
 @pytest.fixture(scope="session")
@@ -136,6 +139,14 @@ def whole(tmp_path_factory, data_dir):
     )  # fmt: skip
     assert not list(elsewhere.iterdir())
     return folder, *output
+
+
+@pytest.fixture(scope="session")
+def alone(tmp_path_factory, data_dir):
+    """The outcome of a smaller run, of TWELVE trials, that was left alone."""
+    folder = tmp_path_factory.mktemp("alone")
+    run(*TWELVE, "--data-dir", data_dir, "--output-dir", folder)
+    return folder
 
 
 def test_the_terminal_is_clean_and_tells_the_story(whole):
@@ -331,11 +342,11 @@ def test_a_diverging_trial_ends_early_and_stops_no_other(tmp_path, data_dir):
 
 
 def test_a_run_killed_again_and_again_ends_like_one_left_alone(
-    whole, tmp_path, data_dir
+    alone, tmp_path, data_dir
 ):
-    arguments = (*STUDY, "--data-dir", data_dir, "--output-dir", tmp_path, "--jobs", 2)
+    arguments = (*TWELVE, "--data-dir", data_dir, "--output-dir", tmp_path, "--jobs", 2)
     luck = random.Random(2)
-    for kept in sorted(luck.sample(range(1, 26), 3)):
+    for kept in sorted(luck.sample(range(1, 11), 3)):
         process = start(*arguments)
         wait_for_kept(tmp_path, kept, process)
         time.sleep(luck.random() / 4)
@@ -347,13 +358,13 @@ def test_a_run_killed_again_and_again_ends_like_one_left_alone(
     output, error = run(*arguments)
     assert error == ""
     assert "of which 0" not in output.splitlines()[0]
-    assert_same_outcome(tmp_path, whole[0])
+    assert_same_outcome(tmp_path, alone)
     assert not (tmp_path / ".trials").exists()
 
 
-def test_killed_while_it_publishes_it_continues(whole, tmp_path, data_dir, main, util):
+def test_killed_while_it_publishes_it_continues(alone, tmp_path, data_dir):
     """The moment when files of models/ change is short, so it is hit on purpose."""
-    arguments = ("--no-sweep", *STUDY, "--data-dir", data_dir, "--output-dir", tmp_path)
+    arguments = (*TWELVE, "--data-dir", data_dir, "--output-dir", tmp_path)
     process = start(*arguments)
     while not (tmp_path / "models").exists() and process.poll() is None:
         time.sleep(0.0005)
@@ -362,16 +373,13 @@ def test_killed_while_it_publishes_it_continues(whole, tmp_path, data_dir, main,
     for path in tmp_path.glob("models/*.h5"):
         weights(path)
     run(*arguments)
-    for name in MODELS:
-        one = weights(tmp_path / "models" / name)
-        other = weights(whole[0] / "models" / name)
-        assert all(np.array_equal(one[key], other[key]) for key in other)
+    assert_same_outcome(tmp_path, alone)
 
 
-def test_ctrl_c_says_what_is_kept_and_leaves_no_process(whole, tmp_path, data_dir):
-    arguments = (*STUDY, "--data-dir", data_dir, "--output-dir", tmp_path)
+def test_ctrl_c_says_what_is_kept_and_leaves_no_process(alone, tmp_path, data_dir):
+    arguments = (*TWELVE, "--data-dir", data_dir, "--output-dir", tmp_path)
     process = start(*arguments)
-    wait_for_kept(tmp_path, 5, process)
+    wait_for_kept(tmp_path, 3, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -379,11 +387,11 @@ def test_ctrl_c_says_what_is_kept_and_leaves_no_process(whole, tmp_path, data_di
     assert_nothing_is_left_of(process)
     assert not (tmp_path / "models").exists()
     output, _ = run(*arguments)
-    assert int(output.split("of which ")[1].split()[0]) >= 5
-    assert_same_outcome(tmp_path, whole[0])
+    assert int(output.split("of which ")[1].split()[0]) >= 3
+    assert_same_outcome(tmp_path, alone)
 
 
-@pytest.mark.parametrize("delay", [0.05, 0.3, 0.6, 1.0, 2.0])
+@pytest.mark.parametrize("delay", [0.05, 0.5, 1.5])
 def test_ctrl_c_at_the_start_shows_no_traceback(tmp_path, data_dir, delay):
     process = start("--data-dir", data_dir, "--output-dir", tmp_path)
     while len(group_members(process.pid)) < 1:
@@ -397,10 +405,10 @@ def test_ctrl_c_at_the_start_shows_no_traceback(tmp_path, data_dir, delay):
 
 
 def test_a_worker_that_dies_is_named_and_its_trial_goes_to_another(
-    whole, tmp_path, data_dir
+    alone, tmp_path, data_dir
 ):
-    process = start(*STUDY, "--data-dir", data_dir, "--output-dir", tmp_path)
-    wait_for_kept(tmp_path, 3, process)
+    process = start(*TWELVE, "--data-dir", data_dir, "--output-dir", tmp_path)
+    wait_for_kept(tmp_path, 2, process)
     workers = [pid for pid in group_members(process.pid) if pid != process.pid]
     command = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in workers}
     workers = [pid for pid in workers if "spawn_main" in command[pid]]
@@ -409,22 +417,19 @@ def test_a_worker_that_dies_is_named_and_its_trial_goes_to_another(
     assert process.returncode == 0
     died = next(line for line in output.splitlines() if "died" in line)
     assert "Tyler" in died or "Jackson" in died
-    assert_same_outcome(tmp_path, whole[0])
+    assert_same_outcome(tmp_path, alone)
 
 
-def test_a_full_disk_is_one_line_and_the_next_run_continues(whole, tmp_path, data_dir):
+def test_a_full_disk_is_one_line_and_the_next_run_continues(alone, tmp_path, data_dir):
     def small_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
 
-    arguments = ("--no-sweep", *STUDY, "--data-dir", data_dir, "--output-dir", tmp_path)
+    arguments = (*TWELVE, "--data-dir", data_dir, "--output-dir", tmp_path)
     _, error = run(*arguments, "--jobs", 1, status=2, preexec_fn=small_disk)
     one_line(error)
     assert not (tmp_path / "models").exists()
     run(*arguments)
-    for name in MODELS:
-        one = weights(tmp_path / "models" / name)
-        other = weights(whole[0] / "models" / name)
-        assert all(np.array_equal(one[key], other[key]) for key in other)
+    assert_same_outcome(tmp_path, alone)
 
 
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path, data_dir):
@@ -437,11 +442,11 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path, data_dir):
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    with_lock_left = run("--no-sweep", "--epochs", 1, *arguments)
+    with_lock_left = run("--no-sweep", "--epochs", 1, "--jobs", 1, *arguments)
     assert with_lock_left[1] == ""
 
 
-def test_kept_trials_count_only_for_the_same_data(tmp_path, data_dir, main, util):
+def test_kept_trials_count_only_for_the_same_data(tmp_path, data_dir):
     trial = main.Trial("tyler", False, 0.3, 0.001, 64, 1, 0)
     (images, labels), *_ = util.load_data(data_dir)
     changed = images.copy()
@@ -541,3 +546,92 @@ def test_evaluate_shows_each_model_and_draws_its_matrix(whole, tmp_path, data_di
 def test_evaluate_takes_the_four_models_by_default(whole, data_dir):
     output, _ = run("--evaluate", "--data-dir", data_dir, "--output-dir", whole[0])
     assert all(name in output for name in MODELS)
+
+
+# ------------------------------------------------------------------------------ cluster
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """A real Dask scheduler on the loopback address and a function that adds workers."""
+    processes, folder = [], tmp_path / "workers"  # where none of our files are
+    folder.mkdir()
+
+    def launch(*arguments):
+        command = [sys.executable, "-m", "distributed.cli.dask_" + arguments[0]]
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(
+            [*command, *arguments[1:]], cwd=folder, start_new_session=True, **silent
+        )
+        processes.append(process)
+        return process
+
+    contact = tmp_path / "scheduler.json"
+    options = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+    scheduler = launch("scheduler", *options, "--scheduler-file", str(contact))
+    deadline = time.monotonic() + 30
+    while not contact.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    address = json.loads(contact.read_text())["address"]
+
+    def add_worker(threads):
+        options = ("--no-dashboard", "--no-nanny", "--nthreads", str(threads))
+        return launch("worker", address, *options)
+
+    yield address, scheduler, add_worker
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_cluster_gives_the_same_even_if_it_loses_a_worker(
+    alone, tmp_path, data_dir, cluster
+):
+    address, _, add_worker = cluster
+    _, first = add_worker(2), add_worker(1)
+    output = tmp_path / "output"
+    process = start(
+        *TWELVE, "--data-dir", data_dir, "--output-dir", output, "--cluster", address
+    )
+    wait_for_kept(output, 2, process)
+    os.killpg(first.pid, signal.SIGKILL)
+    _, error = process.communicate(timeout=200)
+    assert (process.returncode, error) == (0, "")
+    assert_same_outcome(output, alone)
+
+
+def test_a_cluster_that_fails_is_told_in_one_line(tmp_path, data_dir, cluster):
+    address, scheduler, add_worker = cluster
+    output = tmp_path / "output"
+    arguments = ("--no-sweep", "--epochs", 60, "--data-dir", data_dir)
+    arguments = (*arguments, "--output-dir", output, "--cluster", address)
+    _, error = run(*arguments, status=2)  # it has no workers yet
+    assert "0/1 workers" in one_line(error)
+    add_worker(1)
+    process = start(*arguments)
+    wait_for_kept(output, 1, process)
+    os.killpg(scheduler.pid, signal.SIGKILL)
+    started = time.monotonic()
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - started < 15
+    assert process.returncode == 2
+    assert "scheduler is lost" in one_line(error)
+    assert len(list(output.glob(".trials/*.h5"))) >= 1
+    _, error = run(*arguments, status=2)  # and now nobody answers
+    assert address in one_line(error)
+
+
+def test_a_cluster_with_other_versions_is_refused(
+    tmp_path, data_dir, cluster, main, util, monkeypatch, capsys
+):
+    address, _, add_worker = cluster
+    add_worker(1)
+    monkeypatch.setattr(util, "library_versions", lambda: {"pid": os.getpid()})
+    with pytest.raises(SystemExit):
+        main.main(
+            f"--no-sweep --data-dir {data_dir} --output-dir {tmp_path / 'output'} "
+            f"--cluster {address}".split()
+        )
+    assert "versions differ" in one_line(capsys.readouterr().err)
