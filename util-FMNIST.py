@@ -12,9 +12,9 @@ import fcntl
 import functools
 import gzip
 import hashlib
+import http.client
 import importlib
 import importlib.metadata
-import itertools
 import json
 import logging
 import math
@@ -122,7 +122,7 @@ def read_idx(path, dimensions):
             if header[0] != 0x0800 + dimensions:
                 raise bad_file(path, f"wrong magic number {header[0]:#010x}")
             shape = tuple(map(int, header[1:]))
-            content = file.read(math.prod(shape) + 1)
+            content = file.read(min(math.prod(shape), 10**9) + 1)
     except (FileNotFoundError, IsADirectoryError):
         raise bad_file(path, "the file is missing") from None
     except (EOFError, ValueError):
@@ -148,7 +148,10 @@ def fetch_data(cache):
 
     Raises InputError that lists what was tried.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{error}; name the data's folder with --data-dir") from None
     failures = []
     for source, fetch in ((DATA_URL, download), (DEBIAN_PACKAGE, unpack_debian)):
         print(f"Fetching Fashion-MNIST from {source}", flush=True)
@@ -160,9 +163,9 @@ def fetch_data(cache):
                     os.replace(folder / name, cache / name)
                 return
             except subprocess.CalledProcessError as error:
-                reason = (error.stderr.strip().splitlines() or [error])[-1]
-            except (OSError, InputError) as error:
-                reason = error
+                reason = (error.stderr.strip().splitlines() or [str(error)])[-1]
+            except (OSError, http.client.HTTPException, InputError) as error:
+                reason = " ".join(str(error).split())
         print(f"  that failed: {reason}")
         failures.append(f"{source} ({reason})")
     raise InputError(
@@ -176,7 +179,7 @@ def download(folder):
     """The four files from Keras's host, with a progress bar. Raises OSError."""
     for name in DATA_FILES:
         with open_url(DATA_URL + name) as response, open(folder / name, "wb") as file:
-            size = int(response.headers.get("Content-Length", 0)) or None
+            size = response.length or 1  # which a server need not tell
             with rich.progress.wrap_file(response, size, description=name) as stream:
                 shutil.copyfileobj(stream, file)
     return folder
@@ -193,7 +196,7 @@ def open_url(url):
     def ask():
         try:
             answers.put(urllib.request.urlopen(url, timeout=TIMEOUT))
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             answers.put(error)
 
     threading.Thread(target=ask, daemon=True).start()
@@ -201,7 +204,7 @@ def open_url(url):
         answer = answers.get(timeout=TIMEOUT)
     except queue.Empty:
         raise TimeoutError(f"no answer within {TIMEOUT} seconds") from None
-    if isinstance(answer, OSError):
+    if isinstance(answer, Exception):
         raise answer
     return answer
 
@@ -382,16 +385,18 @@ def accuracy_after(history, epochs):
 # -------------------------------------------------------------------- saved models
 
 INPUT_SHAPES = ((28, 28), (28, 28, 1), (784,))
-KNOWN_NAMES = (  # all that a fully connected classifier can be made of
-    "Sequential Functional Model InputLayer Flatten Dense Dropout DTypePolicy function "
-    "__keras_tensor__ L1 L2 L1L2 Zeros Ones Constant Orthogonal VarianceScaling "
-    "RandomNormal RandomUniform TruncatedNormal GlorotNormal GlorotUniform HeNormal "
-    "HeUniform LecunNormal LecunUniform elu exponential gelu hard_sigmoid leaky_relu "
-    "linear relu relu6 selu sigmoid silu softmax softplus softsign swish tanh accuracy "
-    "acc categorical_accuracy sparse_categorical_accuracy CategoricalAccuracy "
-    "SparseCategoricalAccuracy MeanMetricWrapper categorical_crossentropy "
-    "sparse_categorical_crossentropy CategoricalCrossentropy "
-    "SparseCategoricalCrossentropy"
+ACTIVATIONS = (
+    "elu exponential gelu hard_sigmoid leaky_relu linear relu relu6 selu sigmoid silu "
+    "softmax softplus softsign swish tanh"
+)
+KNOWN_NAMES = ACTIVATIONS + (  # all that a fully connected classifier may name
+    " Sequential Functional Model InputLayer Flatten Dense Dropout DTypePolicy L1 L2 "
+    "L1L2 Zeros Ones Constant Orthogonal VarianceScaling RandomNormal RandomUniform "
+    "TruncatedNormal GlorotNormal GlorotUniform HeNormal HeUniform LecunNormal "
+    "LecunUniform function __keras_tensor__ MeanMetricWrapper accuracy acc "
+    "categorical_accuracy sparse_categorical_accuracy CategoricalAccuracy "
+    "SparseCategoricalAccuracy categorical_crossentropy sparse_categorical_crossentropy "
+    "CategoricalCrossentropy SparseCategoricalCrossentropy"
 )
 NAMING_KEYS = (  # where a Keras configuration names a class or function
     "class_name registered_name config function fn activation kernel_initializer "
@@ -401,78 +406,120 @@ NAMING_KEYS = (  # where a Keras configuration names a class or function
 
 
 def load_classifier(path):
-    """The keras.Model in an HDF5 file, uncompiled, whichever Keras wrote it.
+    """The fully connected classifier in an HDF5 file, whichever Keras wrote it.
 
-    Such a file can name any class or function, and some run code as they are loaded,
-    so its description is read as data first and goes on to Keras only if it is a fully
-    connected classifier of 28 x 28 images. Raises InputError otherwise.
+    Such a file can name any class or function, and some run code as they are loaded.
+    So Keras never gets to see it: its description is read as data, and what it may
+    contain is built anew, as an uncompiled keras.Sequential with the file's weights.
+    Raises InputError, which names what else is in the file.
     """
-    check_model_file(path)
-    keras = import_quietly("keras")
-    try:
-        model = keras.models.load_model(path, compile=False)
-        shapes = model.input_shape[1:], model.output_shape[1:]
-    except Exception as error:  # noqa: BLE001 - whatever Keras finds wrong with it
-        problem = str(error).strip().split("\n")[0]
-        raise InputError(f"{path}: Keras can't load it: {problem}") from None
-    if shapes[0] not in INPUT_SHAPES or shapes[1] != (len(CLASS_NAMES),):
-        expected = "(28, 28) to (10,)"
-        raise InputError(f"{path}: maps {shapes[0]} to {shapes[1]}, not {expected}")
-    if model.layers[-1].activation is keras.activations.linear:
-        model.layers[-1].activation = keras.activations.softmax  # it gave logits
-    return model
-
-
-def check_model_file(path):
-    """Raise InputError unless the model in an HDF5 file is made of known parts only."""
-    import h5py
-
     if not os.path.isfile(path):
         raise InputError(f"{path}: there is no such file")
     try:
-        with h5py.File(path) as file:
-            texts = [
-                file.attrs.get(k, "{}") for k in ("model_config", "training_config")
-            ]
+        name, shape, layers, weights = read_model_file(path)
+    except (OSError, RuntimeError):
+        raise InputError(f"{path}: is not a whole HDF5 file") from None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        problem = f"holds no Keras model that can be read ({error!r:.200})"
+        raise InputError(f"{path}: {problem}") from None
+    keras = import_quietly("keras")
+    model = keras.Sequential([keras.Input(shape, name="image")], name=name)
+    for kind, options in layers:
+        if kind == "Dense":
+            penalty = keras.regularizers.L1L2(**options.pop("penalty"))
+            options["kernel_regularizer"] = (
+                penalty if penalty.l1 or penalty.l2 else None
+            )
+        model.add(getattr(keras.layers, kind)(**options))
+    model.set_weights(weights)
+    return model
+
+
+def read_model_file(path):
+    """(name, input shape, [(kind, options) of each layer], weights) of an HDF5 file."""
+    import h5py
+
+    def refuse(problem):
+        raise InputError(f"{path}: {' '.join(problem.split()):.300}")
+
+    with h5py.File(path) as file:
+        texts = [
+            file.attrs.get(key, "{}") for key in ("model_config", "training_config")
+        ]
         if max(map(len, texts)) > 100_000:
-            raise InputError(f"{path}: its description is too large for such a network")
-        model, training = map(json.loads, texts)
-        parts = {k: training.get(k) for k in ("loss", "metrics", "weighted_metrics")}
-        fields = list(walk([model, parts]))
-    except OSError:
-        raise InputError(f"{path}: not a whole HDF5 file") from None
-    except (AttributeError, TypeError, ValueError, RecursionError):
-        raise InputError(f"{path}: its description can't be read") from None
-    if not model:
-        raise InputError(f"{path}: holds no Keras model (weights alone are not enough)")
-    known, naming = KNOWN_NAMES.split(), NAMING_KEYS.split()
-    units, inputs = [784], []
-    for key, value in fields:
-        if key in naming and isinstance(value, str) and value not in known:
-            raise InputError(f"{path}: refused, as it names {value!r} as its {key}")
-        if key == "module" and str(value).split(".")[0] not in ("keras", "builtins"):
-            raise InputError(f"{path}: refused, as it names the module {value!r}")
-        if key in ("batch_shape", "batch_input_shape") and isinstance(value, list):
-            inputs.append(tuple(value[1:]))
-        if key == "units":
-            units.append(value)
-    if any(shape not in INPUT_SHAPES for shape in inputs):
-        raise InputError(f"{path}: takes {inputs[0]}, not 28 x 28 images")
-    needed = sum(a * b for a, b in itertools.pairwise(units))
-    if needed > os.path.getsize(path):
-        raise InputError(
-            f"{path}: its layers need {needed:,} weights, more than it has"
-        )
+            refuse("its description is too large for such a network")
+        try:
+            config, training = map(json.loads, texts)
+            training = [
+                training.get(key) for key in ("loss", "metrics", "weighted_metrics")
+            ]
+            fields = [*walk(config), *walk(training, "metrics", "metrics")]
+        except RecursionError:
+            refuse("its description is nested too deeply")
+        for key, value in fields:
+            if key in NAMING_KEYS.split() and value not in KNOWN_NAMES.split():
+                refuse(f"refused, as it names {value!r} as {key}")
+            if key == "module" and value.split(".")[0] not in ("keras", "builtins"):
+                refuse(f"refused, as it names the module {value!r}")
+        found = [(x["class_name"], x["config"]) for x in config["config"]["layers"]]
+        shapes = [x.get("batch_shape", x.get("batch_input_shape")) for _, x in found]
+        shape = next((tuple(shape[1:]) for shape in shapes if shape), None)
+        if shape not in INPUT_SHAPES:
+            refuse(f"takes {shape}, not 28 x 28 images")
+        layers, expected, size = [], [], shape
+        for kind, options in found:
+            name = options["name"]
+            if kind == "Flatten":
+                layers.append((kind, {"name": name}))
+                size = (784,)
+            elif kind == "Dropout":
+                layers.append((kind, {"name": name, "rate": float(options["rate"])}))
+            elif kind == "Dense":
+                units, bias = int(options["units"]), bool(options["use_bias"])
+                activation = options["activation"]
+                if isinstance(activation, dict):
+                    activation = activation["config"]
+                if activation not in ACTIVATIONS.split():
+                    refuse(f"refused, as it names {activation!r} as activation")
+                penalty = (options.get("kernel_regularizer") or {}).get("config", {})
+                penalty = {k: float(penalty.get(k, 0)) for k in ("l1", "l2")}
+                layers.append((kind, {"name": name, "units": units, "use_bias": bias}))
+                layers[-1][1].update(activation=activation, penalty=penalty)
+                expected += [(*size, units), (units,)][: 1 + bias]
+                size = (units,)
+            elif kind != "InputLayer":
+                refuse(f"refused, as it names {kind!r} as layer")
+        if layers[-1][0] != "Dense" or size != (10,):
+            refuse(f"ends with {layers[-1][0]} of {size}, not Dense of (10,)")
+        if layers[-1][1]["activation"] == "linear":
+            layers[-1][1]["activation"] = "softmax"  # it was trained on logits
+        groups = file["model_weights"]
+        stored = [groups[name] for name in groups.attrs["layer_names"]]
+        stored = [
+            group[name] for group in stored for name in group.attrs["weight_names"]
+        ]
+        if [(x.shape, x.dtype.kind) for x in stored] != [(x, "f") for x in expected]:
+            refuse("its weights do not match its layers")
+        if sum(dataset.nbytes for dataset in stored) > os.path.getsize(path):
+            refuse("its weights are not all there")
+        return config["config"]["name"], shape, layers, [array[()] for array in stored]
 
 
-def walk(node, key=""):
-    """Every (key, value) of a nested configuration; a list's items have its key."""
-    yield key, node
-    children = node.items() if isinstance(node, dict) else []
-    if isinstance(node, list):
-        children = [(key, item) for item in node]
-    for child_key, child in children:
-        yield from walk(child, child_key)
+def walk(node, key="", inherit=None):
+    """The (key, text) of every string in a nested configuration.
+
+    A list's items have its key; with `inherit`, so has what is under other keys.
+    """
+    if isinstance(node, dict):
+        for name, child in node.items():
+            plain = inherit and name not in (*NAMING_KEYS.split(), "module")
+            exempt = name in ("name", "dtype", "reduction")
+            yield from walk(child, inherit if plain and not exempt else name, inherit)
+    elif isinstance(node, list):
+        for child in node:
+            yield from walk(child, key, inherit)
+    elif isinstance(node, str):
+        yield key, node
 
 
 # --------------------------------------------------------------------- the pictures
@@ -539,6 +586,7 @@ def plot_accuracy(architecture, histories, path):
             for key, width in ((metric, 1), (f"val_{metric}", 2.5)):
                 length = min(len(run[key]) for run in runs)
                 values = np.array([run[key][:length] for run in runs])
+                values[~np.isfinite(values)] = np.nan
                 mean, spread = values.mean(axis=0), values.std(axis=0)
                 kind = "training" if key == metric else "validation"
                 look = {"color": style["color"], "linestyle": style["linestyle"]}
@@ -607,7 +655,8 @@ def describe(layer):
     if "activation" in config:
         words.append(config["activation"])
     if getattr(layer, "kernel_regularizer", None):
-        words.append(f"L2 {float(layer.kernel_regularizer.l2):g}")
+        factors = layer.kernel_regularizer.get_config().items()
+        words += [f"{name.upper()} {factor:g}" for name, factor in factors if factor]
     return ", ".join(words)
 
 

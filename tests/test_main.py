@@ -446,7 +446,7 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path, data_dir):
     assert with_lock_left[1] == ""
 
 
-def test_kept_trials_count_only_for_the_same_data(tmp_path, data_dir):
+def test_kept_trials_count_only_for_the_same_data(tmp_path, data_dir, main, util):
     trial = main.Trial("tyler", False, 0.3, 0.001, 64, 1, 0)
     (images, labels), *_ = util.load_data(data_dir)
     changed = images.copy()
