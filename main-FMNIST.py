@@ -38,7 +38,7 @@ from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 util = importlib.import_module("util-FMNIST")  # `import` can't spell the hyphen
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)
 
 ARCHITECTURES = ("tyler", "jackson")
 GRIDS = {  # the study's values; those of the epochs are fifths of the run, 10 20 ... 50
@@ -62,14 +62,12 @@ class Trial(NamedTuple):
 
     def __str__(self):
         network = self.architecture.title() + (" + L2" if self.use_regularizer else "")
-        _, _, dropout_rate, learning_rate, batch_size, epochs, seed = self
-        return (
-            f"{network:12}  {dropout_rate:7g}  {learning_rate:13g}  {batch_size:5}  "
-            f"{epochs:6}  {seed:4}"
-        )
+        return "{:12}  {:7g}  {:13g}  {:5}  {:6}  {:4}".format(network, *self[2:])
 
 
-HEAD = "network       dropout  learning rate  batch  epochs  seed  val. acc.  done"  # of them
+HEAD = (
+    "network       dropout  learning rate  batch  epochs  seed  val. acc."  # of those
+)
 
 
 # ------------------------------------------------------------------------ the trials
@@ -162,6 +160,7 @@ def build_model(trial):
         tf.config.threading.set_inter_op_parallelism_threads(1)
     build = getattr(networks, f"build_{trial.architecture}")
     model = build(10, trial.use_regularizer, trial.dropout_rate)
+    # 100 a seed: more than there are layers, so that no two seeds share a number.
     for number, layer in enumerate(model.layers, start=100 * trial.seed):
         if isinstance(layer, keras.layers.Dense):
             initializer = keras.initializers.GlorotUniform(number)  # as Dense's own
@@ -232,17 +231,16 @@ def apply_adam(optimizer, gradients, weights):
     """
     import tensorflow as tf
 
-    steps, learning_rate, *moments = [
-        variable.value for variable in optimizer.variables
-    ]
+    steps, learning_rate, *moments = [v.value for v in optimizer.variables]
     beta1, beta2 = optimizer.beta_1, optimizer.beta_2
     t = tf.cast(steps.assign_add(1), tf.float32)
-    constants = {"lr": learning_rate, "epsilon": optimizer.epsilon}
-    constants |= {"beta1": beta1, "beta2": beta2}
-    constants |= {"beta1_power": beta1**t, "beta2_power": beta2**t}
+    powers = {"beta1_power": beta1**t, "beta2_power": beta2**t}
+    constants = {"beta1": beta1, "beta2": beta2, "epsilon": optimizer.epsilon}
     for weight, m, v, gradient in zip(weights, moments[::2], moments[1::2], gradients):
         handles = {"var": weight.value.handle, "m": m.handle, "v": v.handle}
-        tf.raw_ops.ResourceApplyAdam(**handles, grad=gradient, **constants)
+        tf.raw_ops.ResourceApplyAdam(
+            **handles, **powers, **constants, lr=learning_rate, grad=gradient
+        )
 
 
 # --------------------------------------------------------------- many trials at a time
@@ -264,9 +262,13 @@ def run_trials(trials, workers):
     while waiting or running:
         while waiting and workers:
             submit, trial = workers.pop(), waiting.pop()
-            running[submit(trial)] = submit, trial
+            try:
+                running[submit(trial)] = submit, trial
+            except futures.BrokenExecutor:
+                waiting.append(trial)
         if not running:
-            raise util.InputError("no worker is left: try --jobs 1 if memory is short")
+            message = "every worker has died: is there memory for --jobs?"
+            raise util.InputError(f"{message} The same command continues")
         done, _ = futures.wait(running, return_when=futures.FIRST_COMPLETED)
         for future in done:
             submit, trial = running.pop(future)
@@ -285,11 +287,13 @@ def local_workers(count, *data):
     executors = [
         futures.ProcessPoolExecutor(1, spawn, start_worker, data) for _ in range(count)
     ]
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for us alone:
-    for executor in executors:
-        executor.submit(os.getpid)  # a process that starts now does not get to see it
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            for executor in executors:  # Ctrl-C is for us alone: a process that starts
+                executor.submit(os.getpid)  # while it is blocked does not get to see it
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         yield [functools.partial(e.submit, train_in_worker) for e in executors]
     finally:
         for process in multiprocessing.active_children():
@@ -302,7 +306,8 @@ def start_worker(*data):
     """In a new worker: keep the data, and end when the main process does."""
     global worker_data
     worker_data = data
-    # Keras imports these two for functions that no trial uses: 80 MiB a worker.
+    # Keras imports these two for functions that no trial uses, 80 MiB a worker, unless
+    # the import fails, as it now does.
     sys.modules["sklearn"] = sys.modules["matplotlib"] = None
 
     def follow_parent():
@@ -337,8 +342,8 @@ def cluster_workers(address, count, *data):
             data = client.scatter(data, broadcast=True)
             executor = client.get_executor(retries=2)
             yield [lambda trial: executor.submit(train_trial, trial, *data)] * count
-    except (OSError, futures.CancelledError):
-        raise
+    except futures.CancelledError:
+        raise util.InputError(f"--cluster {address}: the scheduler is lost") from None
     except Exception as error:  # noqa: BLE001 - Dask says well what is wrong
         raise util.InputError(f"--cluster {address}: {error}") from None
 
@@ -354,41 +359,40 @@ def train_all(trials, train, validation, folder, options):
     missing = [trial for trial in trials if histories[trial] is None]
     done = len(trials) - len(missing)
     console.print(f"{len(trials)} trials, of which {done} are kept from before")
-    console.print(HEAD)
+    console.print(HEAD + "  done")
     if options.cluster:
-        workers = cluster_workers(options.cluster, len(missing), train, validation)
+        pool = cluster_workers(options.cluster, len(missing), train, validation)
     else:
-        workers = local_workers(min(options.jobs, len(missing)), train, validation)
+        pool = local_workers(min(options.jobs, len(missing)), train, validation)
     bar = Progress(console=console, disable=not console.is_terminal)
     task = bar.add_task("Training", total=sum(map(cost, missing)))
-    with workers as submits, bar:
-        for trial, content in run_trials(missing, submits):
-            util.write_whole(files[trial], content)
-            histories[trial] = util.read_history(files[trial])
-            done += 1
-            result = f"{util.accuracy_after(histories[trial], trial.epochs):.4f}"
-            result = result.replace("nan", "diverged")
-            console.print(f"{trial}  {result:8}  {done:5}")
-            bar.advance(task, cost(trial))
+    try:
+        with pool as workers, bar:
+            for trial, content in run_trials(missing, workers):
+                util.write_whole(files[trial], content)
+                histories[trial] = util.read_history(files[trial])
+                done += 1
+                accuracy = util.accuracy_after(histories[trial], trial.epochs)
+                result = f"{accuracy:.4f}".replace("nan", "diverged")
+                console.print(f"{trial}  {result:9}  {done:4}")
+                bar.advance(task, cost(trial))
+    except (KeyboardInterrupt, OSError) as error:
+        what = f"{str(error) or 'interrupted'}; {done} of {len(trials)} trials are kept"
+        interrupted = isinstance(error, KeyboardInterrupt)
+        fail(f"{what}: the same command continues", 130 if interrupted else 2)
     return files, histories
 
 
-def accuracies(trial, histories, options):
-    """Validation accuracy at the end of a trial, for each seed; NaN where diverged."""
-    runs = [
-        histories.get(seed) or histories[seed._replace(epochs=options.epochs)]
-        for seed in seeds_of(trial, options)
-    ]
-    return np.array([util.accuracy_after(run, trial.epochs) for run in runs])
-
-
-def best_of_grid(grid, histories, options):
-    """{file name: trial} with the highest mean validation accuracy over the seeds."""
-
-    def mean(trial):
-        return np.nan_to_num(accuracies(trial, histories, options)).mean()
-
-    return {name: max(trials, key=mean) for name, trials in grid.items()}
+def collect_accuracies(trials, histories, options):
+    """{trial: validation accuracy at its end, for each seed}; NaN where diverged."""
+    accuracies = {}
+    for trial in trials:
+        seeds = seeds_of(trial, options)
+        longer = [run._replace(epochs=options.epochs) for run in seeds]
+        runs = [histories.get(a) or histories[b] for a, b in zip(seeds, longer)]
+        ends = [util.accuracy_after(run, trial.epochs) for run in runs]
+        accuracies[trial] = np.array(ends)
+    return accuracies
 
 
 def test_model(path, test):
@@ -430,7 +434,7 @@ def write_tables(folder, models, results, histories):
     util.write_csv(folder / "history.csv", rows)
 
 
-def draw(plots, models, results, study, histories, test, options):
+def draw(plots, models, results, study, histories, accuracies, test):
     """Every picture; those of a single model show the first seed's."""
     images, labels = test[0], test[1].argmax(1)
     for name, [(_, _, probabilities), *_] in results.items():
@@ -439,22 +443,21 @@ def draw(plots, models, results, study, histories, test, options):
         names = [f"model_{architecture}_{flag}" for flag in (0, 1)]
         runs = [[histories[trial] for trial in models[name]] for name in names]
         util.plot_accuracy(architecture, runs, plots / f"accuracy_{architecture}.png")
-        model, _, probabilities = results[names[0]][0]
+        model = results[names[0]][0][0]
         util.plot_architecture(model, plots / f"architecture_{architecture}.png")
+    _, _, probabilities = results["model_jackson_0"][0]
     util.plot_predictions(images, labels, probabilities, plots / "predictions.png")
     if study:
         curves = {
-            (name, flag): {
-                getattr(t, name): accuracies(t, histories, options) for t in trials
-            }
+            (name, flag): {getattr(trial, name): accuracies[trial] for trial in trials}
             for (name, flag), trials in study.items()
         }
-        path = plots / "hyperparameters_tyler.png"
-        util.plot_hyperparameters(curves, options, path)
+        final, path = models["model_tyler_0"][0], plots / "hyperparameters_tyler.png"
+        util.plot_hyperparameters(curves, final, path)
 
 
-def report(results, study, histories, options):
-    """The table of results and the best setting of the study."""
+def report(models, results, histories, study, accuracies):
+    """The table of results, and the best settings on validation data."""
     table = Table("model", *SCORES, title="Results on the test images")
     for name, tests in results.items():
         runs = np.array([list(scores.values()) for _, scores, _ in tests])
@@ -462,42 +465,53 @@ def report(results, study, histories, options):
         if len(runs) > 1:
             spread = runs.std(axis=0, ddof=1)
             cells = [f"{cell}\n±{s:.4f}" for cell, s in zip(cells, spread)]
+        if any(util.diverged(histories[trial]) for trial in models[name]):
+            name += "\ndiverged"
         table.add_row(name, *cells)
     table.add_section()
     table.add_row("published", "", "about 0.88")
     console.print(table)
-    trials = list(itertools.chain(*study.values()))
-    means = [np.nan_to_num(accuracies(t, histories, options)).mean() for t in trials]
-    if trials:
-        console.print("The study's best on validation data (not retrained):")
-        console.print(HEAD.removesuffix("  done"), soft_wrap=True)
-        console.print(f"{trials[np.argmax(means)]}  {max(means):.4f}")
+    best = {name: models[name][0] for name in models if name.endswith("_best")}
+    if study:
+        trials = itertools.chain(*study.values())
+        best["study"] = max(trials, key=lambda trial: mean_of(accuracies[trial]))
+    for name, trial in best.items():
+        console.print(f"Best on validation data, {name.removesuffix('_best')}:\n{HEAD}")
+        console.print(f"{trial}  {mean_of(accuracies[trial]):.4f}")
+
+
+def mean_of(accuracies):
+    return np.nan_to_num(accuracies).mean()
 
 
 def run_experiment(options):
     """The stages in their order."""
     started = time.monotonic()
     train, validation, test = load(options)
+    check_batch_sizes(options, len(train[0]))
     final = final_trials(options)
     study = {} if options.no_sweep else study_trials(final, len(train[0]))
     grid = grid_trials(final, options.grid)
-    trials = trials_to_train(final, study, grid, options)
+    wanted = trials_to_train(final, study, grid, options)
     with util.working_folder(options.output_dir, options.fresh) as folder:
-        files, histories = train_all(trials, train, validation, folder, options)
-        final |= best_of_grid(grid, histories, options)
+        files, histories = train_all(wanted, train, validation, folder, options)
+        candidates = itertools.chain(*study.values(), *grid.values())
+        accuracies = collect_accuracies(candidates, histories, options)
+        for name, trials in grid.items():
+            final[name] = max(trials, key=lambda trial: mean_of(accuracies[trial]))
         models = {name: seeds_of(trial, options) for name, trial in final.items()}
         results = {n: [test_model(files[t], test) for t in models[n]] for n in models}
         with util.publication(folder, options.output_dir) as (model_dir, plot_dir):
             for name, trials in models.items():
                 shutil.copyfile(files[trials[0]], model_dir / f"{name}.h5")
             write_tables(model_dir, models, results, histories)
-            draw(plot_dir, models, results, study, histories, test, options)
+            draw(plot_dir, models, results, study, histories, accuracies, test)
         for path in files.values():
             path.unlink()  # a complete run, started again, starts anew
-    report(results, study, histories, options)
-    seconds = time.monotonic() - started
+    report(models, results, histories, study, accuracies)
+    minutes = (time.monotonic() - started) / 60
     where = f"{options.output_dir / 'models'} and {options.output_dir / 'plots'}"
-    console.print(f"In {where} after {seconds / 60:.1f} minutes", soft_wrap=True)
+    console.print(f"In {where} after {minutes:.1f} minutes", soft_wrap=True)
 
 
 def load(options):
@@ -506,10 +520,14 @@ def load(options):
     if options.quick:
         parts = zip((train, validation, test), (4800, 1200, 2000))
         train, validation, test = ((x[:n], y[:n]) for (x, y), n in parts)
-    if options.batch_size > len(train[0]):
-        problem = f"--batch-size {options.batch_size}: there are only {len(train[0])}"
-        raise util.InputError(f"{problem} training images")
     return train, validation, test
+
+
+def check_batch_sizes(options, num_images):
+    largest = max(options.batch_size, *options.grid.get("batch_size", [0]))
+    if largest > num_images:
+        problem = f"there are only {num_images} images to train on"
+        raise util.InputError(f"--batch-size {largest}: {problem}")
 
 
 def evaluate_files(options):
@@ -517,21 +535,26 @@ def evaluate_files(options):
     from sklearn.metrics import classification_report
 
     *_, test = load(options)
+    models, plots = options.output_dir / "models", options.output_dir / "plots"
     names = [f"model_{name}_{flag}.h5" for name in ARCHITECTURES for flag in (0, 1)]
-    paths = options.evaluate or [options.output_dir / "models" / name for name in names]
-    tested = {Path(path): test_model(path, test) for path in paths}
-    plots = options.output_dir / "plots"
+    paths = map(Path, options.evaluate or [models / name for name in names])
+    tested = {path: test_model(path, test) for path in paths}
     plots.mkdir(parents=True, exist_ok=True)
-    labels, names = test[1].argmax(1), {"target_names": util.CLASS_NAMES, "digits": 4}
+    labels = test[1].argmax(1)
+    rows = {"labels": range(10), "target_names": util.CLASS_NAMES, "digits": 4}
     for path, (model, scores, probabilities) in tested.items():
         print(f"{path}: {model.name}, {model.count_params():,} weights\n")
         for layer in model.layers:
             count = layer.count_params()
             print(f"  {layer.name:20}  {util.describe(layer):30}  {count:9,} weights")
         predicted = probabilities.argmax(1)
-        print("\n" + classification_report(labels, predicted, **names, zero_division=0))
+        print()
+        print(classification_report(labels, predicted, **rows, zero_division=0))
         print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        print(util.plot_confusion_matrix(path.stem, labels, probabilities, plots), "\n")
+        folder, name = path.resolve().parent, path.stem
+        if folder != models.resolve():  # somebody else's: keep our picture of that name
+            name = f"{folder.name}_{name}"
+        print(util.plot_confusion_matrix(name, labels, probabilities, plots), "\n")
 
 
 # -------------------------------------------------------------------- the command line
@@ -575,30 +598,36 @@ def parse_options(arguments):
     parser.error = lambda message: fail(f"{message}; --help lists the options")
     rate, step = HYPERPARAMETERS["dropout_rate"], HYPERPARAMETERS["learning_rate"]
     seed = number(int, 0, 2**31, "a whole number from 0 to 2147483647")
-    flag = {"action": "store_true"}
-    # fmt: off
-    for name, settings, text in (
-        ("--quick", flag, "a try-out: few images, 5 epochs, into quick/"),
-        ("--no-sweep", flag, "the four models only, no hyperparameter study"),
-        ("--evaluate", {"nargs": "*", "metavar": "H5"}, "inspect saved models (the four)"),
-        ("--data-dir", {"metavar": "DIR"}, "the folder with the four IDX files"),
-        ("--output-dir", {"metavar": "DIR", "type": Path}, "where models/ and plots/ go"),
-        ("--dropout-rate", {"metavar": "X", "type": rate, "default": 0.3}, "(0.3)"),
-        ("--learning-rate", {"metavar": "X", "type": step, "default": 0.001}, "(0.001)"),
-        ("--batch-size", {"metavar": "N", "type": COUNT, "default": 128}, "images (128)"),
-        ("--epochs", {"metavar": "N", "type": COUNT}, "(50, with --quick 5)"),
-        ("--seed", {"metavar": "N", "type": seed, "default": 0}, "the first seed (0)"),
-        ("--repeats", {"metavar": "N", "type": COUNT, "default": 1}, "seeds a trial (1)"),
-        ("--grid", {"metavar": "NAME=X,...", "type": grid_values, "action": "append"},
-         "train both networks at all combinations, too, and keep the best"),
-        ("--jobs", {"metavar": "N", "type": COUNT}, "trials at a time (the cores)"),
-        ("--fresh", flag, "throw away what an interrupted run has kept"),
-        ("--cluster", {"metavar": "ADDRESS"}, "train on a Dask cluster, tcp://HOST:8786"),
+    for name, metavar, kind, default, text in (
+        ("--data-dir", "DIR", str, None, "the folder with the four IDX files"),
+        ("--output-dir", "DIR", Path, None, "where models/ and plots/ go"),
+        ("--dropout-rate", "X", rate, 0.3, "(0.3)"),
+        ("--learning-rate", "X", step, 0.001, "(0.001)"),
+        ("--batch-size", "N", COUNT, 128, "images (128)"),
+        ("--epochs", "N", COUNT, None, "(50, with --quick 5)"),
+        ("--seed", "N", seed, 0, "the first seed (0)"),
+        ("--repeats", "N", COUNT, 1, "seeds for each trial (1)"),
+        ("--jobs", "N", COUNT, None, "trials at a time (the cores)"),
+        ("--cluster", "ADDRESS", str, None, "a Dask cluster, tcp://HOST:8786"),
     ):
-        parser.add_argument(name, help=text, **settings)
-    # fmt: on
+        parser.add_argument(
+            name, metavar=metavar, type=kind, default=default, help=text
+        )
+    for name, text in (
+        ("--quick", "a try-out: few images, 5 epochs, into quick/"),
+        ("--no-sweep", "the four models only, no hyperparameter study"),
+        ("--fresh", "throw away what an interrupted run has kept"),
+    ):
+        parser.add_argument(name, action="store_true", help=text)
+    text = "inspect saved models (without names, the four)"
+    parser.add_argument("--evaluate", metavar="H5", nargs="*", help=text)
+    text = "also train both networks at every combination, and keep the best"
+    grid = {"metavar": "NAME=X,...", "type": grid_values, "action": "append"}
+    parser.add_argument("--grid", default=[], help=text, **grid)
     options = parser.parse_args(arguments)
-    options.grid = dict(options.grid or ())
+    if len(options.grid) > len(dict(options.grid)):
+        parser.error("--grid: give each name once, as NAME=X,X,...")
+    options.grid = dict(options.grid)
     options.epochs = options.epochs or (5 if options.quick else 50)
     options.jobs = options.jobs or util.count_cores()
     options.output_dir = options.output_dir or HERE / ("quick" if options.quick else "")
@@ -606,26 +635,22 @@ def parse_options(arguments):
 
 
 def fail(message, status=2):
-    print(f"main-FMNIST.py: {message}", file=sys.stderr)
+    """End with one line on stderr."""
+    print("main-FMNIST.py:", *message.split(), file=sys.stderr)
     sys.exit(status)
 
 
 def main(arguments=None):
-    options = parse_options(arguments)
     try:
+        options = parse_options(arguments)
         if options.evaluate is None:
             run_experiment(options)
         else:
             evaluate_files(options)
     except KeyboardInterrupt:
-        kept = len(list(options.output_dir.glob(".trials/*.h5")))
-        fail(f"interrupted; {kept} trials are kept: the same command continues", 130)
-    except util.InputError as error:
+        fail("interrupted; the same command continues", 130)
+    except (util.InputError, OSError) as error:
         fail(str(error))
-    except OSError as error:
-        fail(f"{error}; finished trials are kept: the same command continues")
-    except futures.CancelledError:
-        fail("the cluster's scheduler is lost; the same command continues")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import hashlib
 import http.client
 import importlib
 import importlib.metadata
+import io
 import json
 import logging
 import math
@@ -103,7 +104,7 @@ def read_data(folder):
             raise bad_file(folder / labels_name, "fewer than 5 images")
         if labels.max() >= len(CLASS_NAMES):
             raise bad_file(folder / labels_name, f"label {labels.max()} is above 9")
-        arrays += [images, one_hot(labels)]
+        arrays += [images, np.eye(len(CLASS_NAMES), dtype="float32")[labels]]
     return arrays
 
 
@@ -129,18 +130,15 @@ def read_idx(path, dimensions):
         raise bad_file(path, "the file is empty or cut short") from None
     except (gzip.BadGzipFile, zlib.error):
         raise bad_file(path, "not a whole gzip file") from None
+    except OSError as error:
+        raise bad_file(path, error.strerror or str(error)) from None
     if len(content) != math.prod(shape):
         raise bad_file(path, "its length is not what its header says")
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def bad_file(path, problem):
-    return InputError(f"{path}: {problem}; put a good copy there or delete its folder")
-
-
-def one_hot(labels):
-    """Labels 0-9 of shape (n,) as rows of the unit matrix, float32 (n, 10)."""
-    return np.eye(len(CLASS_NAMES), dtype="float32")[labels]
+    return InputError(f"{path}: {problem}; replace it (or remove it from a cache)")
 
 
 def fetch_data(cache):
@@ -277,8 +275,12 @@ def working_folder(output_dir, fresh=False):
     Raises InputError if another run is at work there. The lock is the system's, on the
     open folder, so it ends with its process, however that ends.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(output_dir, os.O_RDONLY)
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        lock = os.open(output_dir, os.O_RDONLY)
+    except OSError as error:
+        problem = f"--output-dir {output_dir}: {error.strerror}"
+        raise InputError(f"{problem}; name another folder") from None
     folder = output_dir / ".trials"
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -297,6 +299,15 @@ def working_folder(output_dir, fresh=False):
         os.close(lock)
 
 
+OPTIONAL_FILES = (  # what not every run writes
+    "plots/hyperparameters_tyler.png",
+    "models/model_tyler_best.h5",
+    "models/model_jackson_best.h5",
+    "plots/confusion_matrix_tyler_best.png",
+    "plots/confusion_matrix_jackson_best.png",
+)
+
+
 @contextlib.contextmanager
 def publication(folder, output_dir):
     """Folders for models and plots whose files, when all are written, go public."""
@@ -305,6 +316,9 @@ def publication(folder, output_dir):
     for name in ("models", "plots"):
         (stage / name).mkdir(parents=True)
     yield stage / "models", stage / "plots"
+    for name in OPTIONAL_FILES:
+        if not (stage / name).exists():
+            (output_dir / name).unlink(missing_ok=True)  # it would be of an older run
     for path in sorted(stage.glob("*/*")):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -332,7 +346,7 @@ def digest(*arrays):
 
 
 def kept_file(folder, trial, digest):
-    """Where a trial is kept that was trained with what `digest` stands for."""
+    """Where a trial is kept: it counts for the same code, data and libraries only."""
     name = hashlib.sha256(f"{tuple(trial)} {digest}".encode()).hexdigest()
     return folder / f"{trial.architecture}-{name[:16]}.h5"
 
@@ -393,10 +407,11 @@ KNOWN_NAMES = ACTIVATIONS + (  # all that a fully connected classifier may name
     " Sequential Functional Model InputLayer Flatten Dense Dropout DTypePolicy L1 L2 "
     "L1L2 Zeros Ones Constant Orthogonal VarianceScaling RandomNormal RandomUniform "
     "TruncatedNormal GlorotNormal GlorotUniform HeNormal HeUniform LecunNormal "
-    "LecunUniform function __keras_tensor__ MeanMetricWrapper accuracy acc "
-    "categorical_accuracy sparse_categorical_accuracy CategoricalAccuracy "
-    "SparseCategoricalAccuracy categorical_crossentropy sparse_categorical_crossentropy "
-    "CategoricalCrossentropy SparseCategoricalCrossentropy"
+    "LecunUniform function __keras_tensor__ MeanMetricWrapper accuracy acc mse "
+    "mean_squared_error MeanSquaredError AUC Precision Recall categorical_accuracy "
+    "sparse_categorical_accuracy CategoricalAccuracy SparseCategoricalAccuracy "
+    "categorical_crossentropy sparse_categorical_crossentropy CategoricalCrossentropy "
+    "SparseCategoricalCrossentropy"
 )
 NAMING_KEYS = (  # where a Keras configuration names a class or function
     "class_name registered_name config function fn activation kernel_initializer "
@@ -413,113 +428,137 @@ def load_classifier(path):
     contain is built anew, as an uncompiled keras.Sequential with the file's weights.
     Raises InputError, which names what else is in the file.
     """
+    import h5py
+
     if not os.path.isfile(path):
         raise InputError(f"{path}: there is no such file")
     try:
-        name, shape, layers, weights = read_model_file(path)
+        with h5py.File(path) as file:
+            config = read_description(file)
+            shape, layers, expected = read_layers(config)
+            weights = read_weights(file, expected)
+        keras = import_quietly("keras")
+        model = keras.Sequential(
+            [keras.Input(shape, name="image")], name=config["name"]
+        )
+        for kind, settings in layers:
+            if settings.get("kernel_regularizer"):
+                factors = settings["kernel_regularizer"]
+                settings["kernel_regularizer"] = keras.regularizers.L1L2(**factors)
+            model.add(getattr(keras.layers, kind)(**settings))
+        model.set_weights(weights)
+        return model
+    except InputError as error:
+        raise InputError(f"{path}: {' '.join(str(error).split()):.300}") from None
+    except RecursionError:
+        raise InputError(f"{path}: its description is nested too deeply") from None
     except (OSError, RuntimeError):
         raise InputError(f"{path}: is not a whole HDF5 file") from None
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+    ) as error:
         problem = f"holds no Keras model that can be read ({error!r:.200})"
         raise InputError(f"{path}: {problem}") from None
-    keras = import_quietly("keras")
-    model = keras.Sequential([keras.Input(shape, name="image")], name=name)
-    for kind, options in layers:
-        if kind == "Dense":
-            penalty = keras.regularizers.L1L2(**options.pop("penalty"))
-            options["kernel_regularizer"] = (
-                penalty if penalty.l1 or penalty.l2 else None
-            )
-        model.add(getattr(keras.layers, kind)(**options))
-    model.set_weights(weights)
-    return model
 
 
-def read_model_file(path):
-    """(name, input shape, [(kind, options) of each layer], weights) of an HDF5 file."""
-    import h5py
-
-    def refuse(problem):
-        raise InputError(f"{path}: {' '.join(problem.split()):.300}")
-
-    with h5py.File(path) as file:
-        texts = [
-            file.attrs.get(key, "{}") for key in ("model_config", "training_config")
-        ]
-        if max(map(len, texts)) > 100_000:
-            refuse("its description is too large for such a network")
-        try:
-            config, training = map(json.loads, texts)
-            training = [
-                training.get(key) for key in ("loss", "metrics", "weighted_metrics")
-            ]
-            fields = [*walk(config), *walk(training, "metrics", "metrics")]
-        except RecursionError:
-            refuse("its description is nested too deeply")
-        for key, value in fields:
-            if key in NAMING_KEYS.split() and value not in KNOWN_NAMES.split():
-                refuse(f"refused, as it names {value!r} as {key}")
-            if key == "module" and value.split(".")[0] not in ("keras", "builtins"):
-                refuse(f"refused, as it names the module {value!r}")
-        found = [(x["class_name"], x["config"]) for x in config["config"]["layers"]]
-        shapes = [x.get("batch_shape", x.get("batch_input_shape")) for _, x in found]
-        shape = next((tuple(shape[1:]) for shape in shapes if shape), None)
-        if shape not in INPUT_SHAPES:
-            refuse(f"takes {shape}, not 28 x 28 images")
-        layers, expected, size = [], [], shape
-        for kind, options in found:
-            name = options["name"]
-            if kind == "Flatten":
-                layers.append((kind, {"name": name}))
-                size = (784,)
-            elif kind == "Dropout":
-                layers.append((kind, {"name": name, "rate": float(options["rate"])}))
-            elif kind == "Dense":
-                units, bias = int(options["units"]), bool(options["use_bias"])
-                activation = options["activation"]
-                if isinstance(activation, dict):
-                    activation = activation["config"]
-                if activation not in ACTIVATIONS.split():
-                    refuse(f"refused, as it names {activation!r} as activation")
-                penalty = (options.get("kernel_regularizer") or {}).get("config", {})
-                penalty = {k: float(penalty.get(k, 0)) for k in ("l1", "l2")}
-                layers.append((kind, {"name": name, "units": units, "use_bias": bias}))
-                layers[-1][1].update(activation=activation, penalty=penalty)
-                expected += [(*size, units), (units,)][: 1 + bias]
-                size = (units,)
-            elif kind != "InputLayer":
-                refuse(f"refused, as it names {kind!r} as layer")
-        if layers[-1][0] != "Dense" or size != (10,):
-            refuse(f"ends with {layers[-1][0]} of {size}, not Dense of (10,)")
-        if layers[-1][1]["activation"] == "linear":
-            layers[-1][1]["activation"] = "softmax"  # it was trained on logits
-        groups = file["model_weights"]
-        stored = [groups[name] for name in groups.attrs["layer_names"]]
-        stored = [
-            group[name] for group in stored for name in group.attrs["weight_names"]
-        ]
-        if [(x.shape, x.dtype.kind) for x in stored] != [(x, "f") for x in expected]:
-            refuse("its weights do not match its layers")
-        if sum(dataset.nbytes for dataset in stored) > os.path.getsize(path):
-            refuse("its weights are not all there")
-        return config["config"]["name"], shape, layers, [array[()] for array in stored]
+def read_description(file):
+    """The model's configuration as nested dicts, after a look at every name in it."""
+    texts = [file.attrs.get(key, "{}") for key in ("model_config", "training_config")]
+    if max(map(len, texts)) > 100_000:
+        raise InputError("its description is too large for such a network")
+    model, training = map(json.loads, texts)
+    metrics = [training.get(key) for key in ("loss", "metrics", "weighted_metrics")]
+    for key, text in [*walk(model), *walk(metrics, "metrics")]:
+        if key in NAMING_KEYS.split() and text not in KNOWN_NAMES.split():
+            raise InputError(f"refused, as it names {text!r} as {key}")
+        if key == "module" and text.split(".")[0] not in ("keras", "builtins"):
+            raise InputError(f"refused, as it names the module {text!r}")
+        if key == "name" and not text.isprintable():
+            raise InputError(f"refused, as it has the name {text!r}")
+    return model["config"]
 
 
-def walk(node, key="", inherit=None):
-    """The (key, text) of every string in a nested configuration.
+def walk(node, key=""):
+    """Every (key, text) of a nested configuration; a list's items have its key.
 
-    A list's items have its key; with `inherit`, so has what is under other keys.
+    What Keras does not look up by name, such as an output's name in a dict of metrics,
+    has the key of the dict that it is in.
     """
     if isinstance(node, dict):
+        plain = (*NAMING_KEYS.split(), "module", "name", "dtype", "reduction")
         for name, child in node.items():
-            plain = inherit and name not in (*NAMING_KEYS.split(), "module")
-            exempt = name in ("name", "dtype", "reduction")
-            yield from walk(child, inherit if plain and not exempt else name, inherit)
+            inherits = key == "metrics" and name not in plain
+            yield from walk(child, key if inherits else name)
     elif isinstance(node, list):
         for child in node:
-            yield from walk(child, key, inherit)
+            yield from walk(child, key)
     elif isinstance(node, str):
         yield key, node
+
+
+def read_layers(config):
+    """Input shape, (kind, arguments) of each layer, and the shapes of the weights."""
+    found = [(layer["class_name"], layer["config"]) for layer in config["layers"]]
+    shapes = [x.get("batch_shape", x.get("batch_input_shape")) for _, x in found]
+    shape = next((tuple(shape[1:]) for shape in shapes if shape), None)
+    if shape not in INPUT_SHAPES:
+        raise InputError(f"takes {shape}, not 28 x 28 images")
+    layers, expected, size = [], [], shape
+    for kind, given in found:
+        settings = {"name": given["name"]}
+        if kind == "Flatten":
+            size = (math.prod(size),)
+        elif kind == "Dropout":
+            settings["rate"] = float(given["rate"])
+        elif kind == "Dense":
+            settings |= read_dense(given)
+            units = settings["units"]
+            expected += [(*size, units), (units,)][: 1 + settings["use_bias"]]
+            size = (units,)
+        elif kind == "InputLayer":
+            continue
+        else:
+            raise InputError(f"refused, as it names {kind!r} as a layer")
+        layers.append((kind, settings))
+    if layers[-1][0] != "Dense" or size != (len(CLASS_NAMES),):
+        raise InputError(f"ends with {layers[-1][0]} of {size}, not Dense of (10,)")
+    if layers[-1][1]["activation"] == "linear":
+        layers[-1][1]["activation"] = "softmax"  # it was trained on logits
+    return shape, layers, expected
+
+
+def read_dense(config):
+    """The arguments of a Dense layer; its regularizer as a dict, or None."""
+    activation, penalty = config["activation"], config.get("kernel_regularizer") or {}
+    if isinstance(activation, dict):
+        activation = activation["config"]
+    if activation not in ACTIVATIONS.split():
+        raise InputError(f"refused, as it names {activation!r} as activation")
+    factors = penalty.get("config", {})
+    factors = {name: float(factors.get(name, 0)) for name in ("l1", "l2")}
+    return {
+        "units": int(config["units"]),
+        "use_bias": bool(config["use_bias"]),
+        "activation": activation,
+        "kernel_regularizer": factors if any(factors.values()) else None,
+    }
+
+
+def read_weights(file, expected):
+    """The weights in their order, if they have the expected shapes."""
+    groups = [
+        file["model_weights"][x] for x in file["model_weights"].attrs["layer_names"]
+    ]
+    stored = [group[name] for group in groups for name in group.attrs["weight_names"]]
+    if [(x.shape, x.dtype.kind) for x in stored] != [(x, "f") for x in expected]:
+        raise InputError("its weights do not match its layers")
+    if sum(dataset.nbytes for dataset in stored) > os.path.getsize(file.filename):
+        raise InputError("its weights are not all there")
+    return [dataset[()] for dataset in stored]
 
 
 # --------------------------------------------------------------------- the pictures
@@ -536,8 +575,21 @@ def new_figure(rows, columns, size, title, **options):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     return figure, figure.subplots(rows, columns, squeeze=False, **options).ravel()
+
+
+def save_figure(figure, path):
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_whole(path, content.getvalue())
+
+
+def mean_and_spread(runs):
+    """Mean and sample standard deviation over the first axis, the seeds."""
+    runs = np.array(runs)
+    spread = runs.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(runs.shape[1:])
+    return runs.mean(axis=0), spread
 
 
 def plot_hyperparameters(curves, final, path):
@@ -550,8 +602,8 @@ def plot_hyperparameters(curves, final, path):
     figure, axes = new_figure(2, 2, (10, 7), title)
     axes = dict(zip(dict.fromkeys(name for name, _ in curves), axes))
     for (name, flag), points in curves.items():
-        values, accuracies = list(points), list(points.values())
-        mean, spread = np.mean(accuracies, axis=1), np.std(accuracies, axis=1)
+        values = list(points)
+        mean, spread = mean_and_spread(np.transpose(list(points.values())))
         ax = axes[name]
         ax.errorbar(values, mean, spread, capsize=3, **STYLES[flag])
         for value in np.array(values)[np.isnan(mean)]:
@@ -571,7 +623,7 @@ def plot_hyperparameters(curves, final, path):
         ax.set(xlabel=name.replace("_", " ") + unit, ylabel="validation accuracy")
         ax.grid(alpha=0.3)
     ax.legend()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def plot_accuracy(architecture, histories, path):
@@ -583,14 +635,17 @@ def plot_accuracy(architecture, histories, path):
     figure, axes = new_figure(1, 2, (10, 4.2), f"{architecture.title()} in training")
     for ax, metric in zip(axes, ("accuracy", "loss")):
         for runs, style in zip(histories, STYLES.values()):
+            look = {"color": style["color"], "linestyle": style["linestyle"]}
+            length = max(len(run["loss"]) for run in runs)
+            short = any(diverged(run) for run in runs)
             for key, width in ((metric, 1), (f"val_{metric}", 2.5)):
-                length = min(len(run[key]) for run in runs)
-                values = np.array([run[key][:length] for run in runs])
+                values = np.full((len(runs), length), np.nan)
+                for row, run in zip(values, runs):
+                    row[: len(run[key])] = run[key]
                 values[~np.isfinite(values)] = np.nan
-                mean, spread = values.mean(axis=0), values.std(axis=0)
+                mean, spread = mean_and_spread(values)
                 kind = "training" if key == metric else "validation"
-                look = {"color": style["color"], "linestyle": style["linestyle"]}
-                label = f"{kind}, {style['label']}"
+                label = f"{kind}, {style['label']}" + short * " (diverged)"
                 epochs = np.arange(1, length + 1)
                 ax.plot(epochs, mean, linewidth=width, label=label, **look)
                 low, high = mean - spread, mean + spread
@@ -600,7 +655,7 @@ def plot_accuracy(architecture, histories, path):
         ax.grid(alpha=0.3)
     ax.set(ylabel="loss (cross-entropy + L2 penalty)")
     axes[0].legend()
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def plot_confusion_matrix(name, labels, probabilities, folder):
@@ -620,7 +675,7 @@ def plot_confusion_matrix(name, labels, probabilities, folder):
     )  # fmt: skip
     ax.set(xlabel="predicted class", ylabel="true class (each row adds up to 1)")
     path = folder / f"confusion_matrix_{name.removeprefix('model_')}.png"
-    figure.savefig(path)
+    save_figure(figure, path)
     return path
 
 
@@ -643,7 +698,7 @@ def plot_architecture(model, path):
             ax.text(5.4, -y, f"{weights:,} weights", va="center")
     ax.set(xlim=(-10.5, 9.5))
     ax.axis("off")
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def describe(layer):
@@ -679,7 +734,7 @@ def plot_predictions(images, labels, probabilities, path):
         ax.set_title(
             f"true: {CLASS_NAMES[labels[i]]}\n{guess}", fontsize=9, color=color
         )
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def count_cores():

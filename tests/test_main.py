@@ -540,7 +540,8 @@ def test_evaluate_shows_each_model_and_draws_its_matrix(whole, tmp_path, data_di
     assert "Dense, relu, L2 0.001" in output and "Dropout 0.3" in output
     assert "Ankle boot" in output
     drawn = sorted(path.name for path in tmp_path.glob("*/*"))
-    assert drawn == ["confusion_matrix_jackson_0.png", "confusion_matrix_tyler_1.png"]
+    names = ("model_jackson_0", "model_tyler_1")
+    assert drawn == [f"confusion_matrix_models_{name}.png" for name in names]
 
 
 def test_evaluate_takes_the_four_models_by_default(whole, data_dir):
@@ -635,3 +636,109 @@ def test_a_cluster_with_other_versions_is_refused(
             f"--cluster {address}".split()
         )
     assert "versions differ" in one_line(capsys.readouterr().err)
+
+
+# ------------------------------------------------------------- what the repository holds
+
+PROJECT = SCRIPT.parent
+LABELS = {
+    "model_tyler_0": "Tyler",
+    "model_tyler_1": "Tyler + L2",
+    "model_jackson_0": "Jackson",
+    "model_jackson_1": "Jackson + L2",
+    "model_tyler_best": "Tyler, best setting",
+    "model_jackson_best": "Jackson, best setting",
+}
+
+
+def mean_and_deviation(values):
+    values = [float(value) for value in values]
+    return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
+
+
+def results_table():
+    """README's table of the models, out of results.csv."""
+    results = rows(PROJECT / "models" / "results.csv")
+    lines = [
+        "| model | accuracy | precision | recall | F1 | loss |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, label in LABELS.items():
+        seeds = [row for row in results if row["model"] == name]
+        scores = ("accuracy", "precision", "recall", "f1", "loss")
+        cells = [mean_and_deviation(row[score] for row in seeds) for score in scores]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def study_table():
+    """README's table of the study, out of history.csv."""
+    history = rows(PROJECT / "models" / "history.csv")
+    centre = {"dropout_rate": 0.3, "learning_rate": 0.001, "batch_size": 128}
+    grids = {
+        "dropout_rate": (0.1, 0.2, 0.3, 0.4, 0.5),
+        "learning_rate": (0.0001, 0.0003, 0.001, 0.003, 0.01),
+        "batch_size": (32, 64, 128, 256, 512),
+        "epochs": (10, 20, 30, 40, 50),
+    }
+    lines = [
+        "| hyperparameter | value | without L2 | with L2 |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, values in grids.items():
+        for value in values:
+            setting = {**centre, "epoch": 50, "epochs": 50, name: value}
+            if name == "epochs":
+                setting |= {"epoch": value, "epochs": 50}
+            cells = [
+                mean_and_deviation(
+                    row["val_accuracy"]
+                    for row in history
+                    if row["architecture"] == "tyler"
+                    and row["use_regularizer"] == flag
+                    and all(float(row[key]) == setting[key] for key in setting)
+                )
+                for flag in ("False", "True")
+            ]
+            lines.append(
+                f"| {name.replace('_', ' ')} | {value:g} | {' | '.join(cells)} |"
+            )
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("table", [results_table, study_table])
+def test_readme_has_the_figures_of_the_published_tables(table):
+    assert table() in (PROJECT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_published_models_score_what_the_table_says(main, util, real_data_dir, name):
+    *_, test = util.load_data(real_data_dir)
+    _, scores, _ = main.test_model(PROJECT / "models" / f"{name}.h5", test)
+    results = rows(PROJECT / "models" / "results.csv")
+    row = next(row for row in results if row["model"] == name)  # the first seed's
+    assert scores["accuracy"] == pytest.approx(float(row["accuracy"]), abs=2e-4)
+    for score in ("loss", "precision", "recall", "f1"):
+        assert scores[score] == pytest.approx(float(row[score]), abs=1e-3)
+
+
+def test_readme_python_code_runs_as_it_stands(real_data_dir, tmp_path, util):
+    cache = tmp_path / "keras" / "datasets" / "fashion-mnist"
+    cache.mkdir(parents=True)
+    for name in util.DATA_FILES:
+        (cache / name).symlink_to(real_data_dir / name)
+    (tmp_path / "models").symlink_to(PROJECT / "models")
+    parts = (PROJECT / "README.md").read_text().split("```python\n")[1:]
+    code = "\n".join(part.split("```")[0] for part in parts)
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path / "keras")}
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert output.returncode == 0, output.stderr
+    assert "class 9" in output.stdout  # the first test image is an ankle boot
