@@ -31,6 +31,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import rich
 import rich.progress
 
 CLASS_NAMES = (  # in the order of the labels 0-9, as the dataset's authors give them
@@ -216,8 +217,9 @@ def unpack_debian(folder):
     run = functools.partial(
         subprocess.run, check=True, capture_output=True, text=True, cwd=folder
     )
-    with rich.progress.Progress(transient=True) as progress:
-        progress.add_task("apt-get", total=None)
+    for name in ("lists", "archives"):
+        (folder / name / "partial").mkdir(parents=True)  # which apt does not make
+    with rich.get_console().status("apt-get is at work (30 MB)"):
         run([*apt, "update"])
         run([*apt, "download", DEBIAN_PACKAGE])
         for package in folder.glob("*.deb"):
