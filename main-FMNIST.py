@@ -364,7 +364,7 @@ def train_all(trials, train, validation, folder, options):
         pool = cluster_workers(options.cluster, len(missing), train, validation)
     else:
         pool = local_workers(min(options.jobs, len(missing)), train, validation)
-    bar = Progress(console=console, disable=not console.is_terminal)
+    bar = Progress(console=console, disable=not (missing and console.is_terminal))
     task = bar.add_task("Training", total=sum(map(cost, missing)))
     try:
         with pool as workers, bar:
@@ -377,9 +377,10 @@ def train_all(trials, train, validation, folder, options):
                 console.print(f"{trial}  {result:9}  {done:4}")
                 bar.advance(task, cost(trial))
     except (KeyboardInterrupt, OSError) as error:
-        what = f"{str(error) or 'interrupted'}; {done} of {len(trials)} trials are kept"
+        what = f"{str(error) or 'interrupted'}; {done} of {len(trials)} trials kept"
+        again = "again without --fresh" if options.fresh else "again"
         interrupted = isinstance(error, KeyboardInterrupt)
-        fail(f"{what}: the same command continues", 130 if interrupted else 2)
+        fail(f"{what}; run it {again} to go on", 130 if interrupted else 2)
     return files, histories
 
 
@@ -456,9 +457,9 @@ def draw(plots, models, results, study, histories, accuracies, test):
         util.plot_hyperparameters(curves, final, path)
 
 
-def report(models, results, histories, study, accuracies):
+def report(models, results, histories, study, accuracies, num_images):
     """The table of results, and the best settings on validation data."""
-    table = Table("model", *SCORES, title="Results on the test images")
+    table = Table("model", *SCORES, title=f"Results on {num_images:,} test images")
     for name, tests in results.items():
         runs = np.array([list(scores.values()) for _, scores, _ in tests])
         cells = [f"{mean:.4f}" for mean in runs.mean(axis=0)]
@@ -474,9 +475,9 @@ def report(models, results, histories, study, accuracies):
     best = {name: models[name][0] for name in models if name.endswith("_best")}
     if study:
         trials = itertools.chain(*study.values())
-        best["study"] = max(trials, key=lambda trial: mean_of(accuracies[trial]))
+        best["the study"] = max(trials, key=lambda trial: mean_of(accuracies[trial]))
     for name, trial in best.items():
-        console.print(f"Best on validation data, {name.removesuffix('_best')}:\n{HEAD}")
+        console.print(f"Best on validation data, {name}:\n{HEAD}")
         console.print(f"{trial}  {mean_of(accuracies[trial]):.4f}")
 
 
@@ -492,6 +493,9 @@ def run_experiment(options):
     final = final_trials(options)
     study = {} if options.no_sweep else study_trials(final, len(train[0]))
     grid = grid_trials(final, options.grid)
+    for (name, flag), trials in study.items():
+        if grid and name != "epochs" and not flag:
+            grid["model_tyler_best"] += trials  # these are settings of Tyler, too
     wanted = trials_to_train(final, study, grid, options)
     with util.working_folder(options.output_dir, options.fresh) as folder:
         files, histories = train_all(wanted, train, validation, folder, options)
@@ -508,7 +512,7 @@ def run_experiment(options):
             draw(plot_dir, models, results, study, histories, accuracies, test)
         for path in files.values():
             path.unlink()  # a complete run, started again, starts anew
-    report(models, results, histories, study, accuracies)
+    report(models, results, histories, study, accuracies, len(test[0]))
     minutes = (time.monotonic() - started) / 60
     where = f"{options.output_dir / 'models'} and {options.output_dir / 'plots'}"
     console.print(f"In {where} after {minutes:.1f} minutes", soft_wrap=True)
@@ -553,7 +557,7 @@ def evaluate_files(options):
         print("  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         folder, name = path.resolve().parent, path.stem
         if folder != models.resolve():  # somebody else's: keep our picture of that name
-            name = f"{folder.name}_{name}"
+            name = "_".join(path.with_suffix("").parts).strip("/_")
         print(util.plot_confusion_matrix(name, labels, probabilities, plots), "\n")
 
 
@@ -583,8 +587,8 @@ HYPERPARAMETERS = {
 
 def grid_values(text):
     """An argparse type: 'batch_size=128,512' as ("batch_size", [128, 512])."""
-    name, _, values = text.partition("=")
-    if name not in HYPERPARAMETERS:
+    name, equals, values = text.partition("=")
+    if name not in HYPERPARAMETERS or not equals:
         problem = f"{text!r} is not NAME=X,... with a NAME of"
         raise argparse.ArgumentTypeError(f"{problem} {', '.join(HYPERPARAMETERS)}")
     return name, [HYPERPARAMETERS[name](value) for value in values.split(",")]
@@ -648,7 +652,7 @@ def main(arguments=None):
         else:
             evaluate_files(options)
     except KeyboardInterrupt:
-        fail("interrupted; the same command continues", 130)
+        fail("interrupted; finished trials are kept", 130)
     except (util.InputError, OSError) as error:
         fail(str(error))
 

@@ -607,6 +607,7 @@ def plot_hyperparameters(curves, final, path):
         values = list(points)
         mean, spread = mean_and_spread(np.transpose(list(points.values())))
         ax = axes[name]
+        spread = spread if spread.any() else None  # there is none for a single seed
         ax.errorbar(values, mean, spread, capsize=3, **STYLES[flag])
         for value in np.array(values)[np.isnan(mean)]:
             text = f"diverged {STYLES[flag]['label']}"
@@ -672,9 +673,11 @@ def plot_confusion_matrix(name, labels, probabilities, folder):
     figure, [ax] = new_figure(1, 1, (7, 7), f"{name}: {right:.1%} of the images right")
     ConfusionMatrixDisplay.from_predictions(
         labels, predicted, labels=range(len(CLASS_NAMES)), display_labels=CLASS_NAMES,
-        normalize="true", values_format=".2f", xticks_rotation=45, cmap="Blues",
+        normalize="true", values_format=".2f", cmap="Blues",
         colorbar=False, im_kw={"vmin": 0, "vmax": 1}, text_kw={"fontsize": 8}, ax=ax,
     )  # fmt: skip
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(range(len(CLASS_NAMES)), CLASS_NAMES, **slanted)
     ax.set(xlabel="predicted class", ylabel="true class (each row adds up to 1)")
     path = folder / f"confusion_matrix_{name.removeprefix('model_')}.png"
     save_figure(figure, path)
@@ -687,6 +690,7 @@ def plot_architecture(model, path):
     for layer in model.layers:
         rows.append((describe(layer), layer.output.shape[1:], layer.count_params()))
     title = f"{model.name.title()}: {model.count_params():,} weights"
+    title += " (bars on a logarithmic scale)"
     figure, [ax] = new_figure(1, 1, (7, 0.42 * len(rows) + 0.8), title)
     for y, (kind, shape, weights) in enumerate(rows):
         width = math.log2(math.prod(shape) + 1)
@@ -718,24 +722,26 @@ def describe(layer):
 
 
 def plot_predictions(images, labels, probabilities, path):
-    """Six test images that the model gets right and its six most confident mistakes."""
+    """Six right predictions, of six classes, and the six most confident mistakes.
+
+    `labels` are class numbers (n,), `probabilities` the model's output (n, 10).
+    """
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-    right = np.flatnonzero(predicted == labels)[:6]
-    wrong = np.flatnonzero(predicted != labels)
+    right, wrong = (np.flatnonzero((predicted == labels) == x) for x in (True, False))
+    _, first_of_class = np.unique(labels[right], return_index=True)
+    right = right[np.sort(first_of_class)[:6]]
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:6]
-    title = "Jackson without L2: test images it gets right, and its surest mistakes"
+    title = "Jackson without L2: test images it gets right; below, its surest mistakes"
     figure, axes = new_figure(2, 6, (11, 5), title)
     for ax in axes:
         ax.axis("off")
     for ax, i in (*zip(axes[:6], right), *zip(axes[6:], wrong)):
         ax.imshow(images[i], cmap="gray_r")
-        guess = (
-            f"predicted: {CLASS_NAMES[predicted[i]]}\nconfidence: {confidence[i]:.1%}"
-        )
-        color = "black" if predicted[i] == labels[i] else "#b00000"
-        ax.set_title(
-            f"true: {CLASS_NAMES[labels[i]]}\n{guess}", fontsize=9, color=color
-        )
+        sure = f"{confidence[i]:.1%}" if confidence[i] < 0.999 else "> 99.9%"
+        true, guess = CLASS_NAMES[labels[i]], CLASS_NAMES[predicted[i]]
+        text = f"true: {true}\npredicted: {guess}\nconfidence: {sure}"
+        color = "black" if true == guess else "#b00000"
+        ax.set_title(text, fontsize=9, color=color)
     save_figure(figure, path)
 
 

@@ -383,7 +383,7 @@ def test_ctrl_c_says_what_is_kept_and_leaves_no_process(alone, tmp_path, data_di
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
     _, error = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "kept" in one_line(error) and "continues" in error
+    assert "trials kept; run it again to go on" in one_line(error)
     assert_nothing_is_left_of(process)
     assert not (tmp_path / "models").exists()
     output, _ = run(*arguments)
@@ -541,7 +541,8 @@ def test_evaluate_shows_each_model_and_draws_its_matrix(whole, tmp_path, data_di
     assert "Ankle boot" in output
     drawn = sorted(path.name for path in tmp_path.glob("*/*"))
     names = ("model_jackson_0", "model_tyler_1")
-    assert drawn == [f"confusion_matrix_models_{name}.png" for name in names]
+    folder = "_".join(paths[0].parent.parts).strip("/_")
+    assert drawn == [f"confusion_matrix_{folder}_{name}.png" for name in names]
 
 
 def test_evaluate_takes_the_four_models_by_default(whole, data_dir):
