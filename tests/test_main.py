@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import h5py
@@ -324,6 +326,27 @@ def test_a_short_training_on_the_real_data_works(main, util, real_data_dir, tmp_
     assert 0.84 < history["val_accuracy"][-1] < 0.90
     _, scores, _ = main.test_model(path, test)
     assert 0.83 < scores["accuracy"] < 0.89
+
+
+def test_a_trial_leaves_nothing_in_its_worker(main, util, data_dir, monkeypatch):
+    """A model and its graphs refer to each other and would pile up, trial after trial."""
+    train, validation, _ = util.load_data(data_dir)
+    trial = main.Trial("tyler", False, 0.3, 0.001, 400, 1, 0)
+    build_model, models = main.build_model, []
+
+    def remember(trial):
+        model = build_model(trial)
+        models.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(main, "build_model", remember)
+    gc.disable()  # so that it is train_trial that collects, not chance
+    try:
+        main.train_trial(trial, train, validation)
+        main.train_trial(trial, train, validation)
+    finally:
+        gc.enable()
+    assert models[0]() is None
 
 
 def test_a_diverging_trial_ends_early_and_stops_no_other(tmp_path, data_dir):
