@@ -47,8 +47,14 @@ def data_dir(tmp_path_factory, util):
     return folder
 
 
+def heed_ctrl_c():
+    """In the child: what runs in a shell's background has been told to ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*arguments, **options):
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    options.setdefault("preexec_fn", heed_ctrl_c)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, start_new_session=True, **pipes, **options)
 
