@@ -1,365 +1,245 @@
 """How fast the experiment trains, against what people would use instead.
 
-    python tests/benchmark.py [--epochs N] [--rounds N] [--json FILE]
+    python tests/benchmark.py [--epochs N] [--rounds N]
 
-trains Tyler and Jackson, without L2, at the final setting (dropout 0.3, batches of 128,
-learning rate 0.001) on the real training data, in each of these ways in turn:
+trains Tyler and Jackson, without L2, at the final setting and on the real data, in each
+of the WAYS below. Every measurement has fresh processes. They train an epoch to warm up,
+which is not counted, wait for each other, and train N more. All ways have their turn in
+every round. The table shows medians, over epochs and rounds, of the seconds for an epoch
+and its validation (where n trials run side by side, each counts for 1/n of the time),
+their ratio to ours, and the peak memory of a process.
 
-- ours as main-FMNIST.py runs it, a trial per core side by side; and one trial alone;
-- Keras as most people write it: tf.data's map, shuffle, batch, then model.fit;
-- Keras at its best: arrays in memory and many steps per call; one process with all
-  cores, and a single-threaded process per core;
-- scikit-learn's MLPClassifier, which has no dropout and here validates nothing;
-- the floor: the matrix products of the same epoch and nothing else, in NumPy.
-
-Each way trains in fresh processes, for one epoch more than is counted, so that imports,
-tracing and the like stay out. All have their turn in every round. Shown are medians, over
-rounds and epochs, of the seconds per epoch (training and validation) and trial: where n
-trials run side by side, a trial counts for 1/n of the time. It takes ten minutes, and the
-machine for itself.
+It needs ten minutes, an otherwise idle machine and the four models in models/.
 """
 
 import argparse
-import functools
+import contextlib
 import importlib
-import importlib.metadata
 import itertools
-import json
-import multiprocessing
 import os
-import platform
-import re
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
+from statistics import median
 
+import joblib
 import numpy as np
-from rich import box
-from rich.progress import track
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 main = importlib.import_module("main-FMNIST")
 util = main.util
-show = main.console.print
 
-LAYERS = {  # values per image, units of the hidden layers, classes
-    "tyler": (784, 128, 128, 128, 128, 128, 10),
-    "jackson": (784, 512, 256, 128, 64, 10),
-}
-DROPOUT_RATE, LEARNING_RATE, BATCH_SIZE = 0.3, 0.001, 128
+CORES = joblib.cpu_count()
+HIDDEN_UNITS = {"tyler": (128, 128, 128, 128, 128), "jackson": (512, 256, 128, 64)}
 
 
 # ------------------------------------------------------------------ the ways to train
-# Each takes a network's name, the (training, validation) data as util.load_data gives
-# them and the number of epochs, and calls `mark` when all is set up, after the epoch
-# for warming up, and after each further epoch.
+# Each function trains for trial.epochs epochs and calls epoch_ended after each of them.
+# `train` and `validation` are (images, labels) as util.load_data gives them. All use
+# Adam; the learning rate of 0.001 is the default of Keras and of scikit-learn.
 
 
-def ours(network, data, epochs, mark):
-    """A worker's steps, as in main.train_trial."""
-    main.start_worker(*data)
-    train, validation = data
-    setting = DROPOUT_RATE, LEARNING_RATE, BATCH_SIZE, epochs
-    model = main.build_model(main.Trial(network, False, *setting, seed=0))
-    functions = main.epoch_functions(model, BATCH_SIZE, train, validation)
-    train_epoch, validate = functions
-    shuffle = np.random.default_rng(0)
-    mark()
-    for _ in range(1 + epochs):
-        order = shuffle.permutation(len(train[0])).astype("int32")
-        [float(value) for value in (*train_epoch(order), *validate())]
-        mark()
-    util.to_hdf5(model, {})  # for the peak memory
+def ours(trial, train, validation, epoch_ended):
+    sys.modules["sklearn"] = sys.modules["matplotlib"] = None  # as main's workers do
+    main.train_trial(trial, train, validation, epoch_ended)
 
 
-def keras_usual(network, data, epochs, mark):
-    model = compiled_model(network)
+def keras_usual(trial, train, validation, epoch_ended):
     import tensorflow as tf
 
     def scale(image, label):
         return tf.cast(image, tf.float32) / 255, label
 
-    train, validation = map(tf.data.Dataset.from_tensor_slices, data)
-    train = train.map(scale).shuffle(10_000).batch(BATCH_SIZE)
-    validation = validation.map(scale).batch(BATCH_SIZE)
-    fit(model, epochs, mark, train, validation_data=validation)
+    train = tf.data.Dataset.from_tensor_slices(train).map(scale)
+    train = train.shuffle(10_000).batch(trial.batch_size)
+    validation = tf.data.Dataset.from_tensor_slices(validation).map(scale)
+    validation = validation.batch(trial.batch_size)
+    fit_keras(trial, epoch_ended, train, validation_data=validation)
 
 
-def keras_best(network, data, epochs, mark, threads=None):
-    model = compiled_model(network, threads, steps_per_execution=125)  # of 375
-    train, validation = [(scaled(images), labels) for images, labels in data]
-    options = {"batch_size": BATCH_SIZE, "validation_batch_size": 1000}
-    fit(model, epochs, mark, *train, validation_data=validation, **options)
+def keras_best(trial, train, validation, epoch_ended):
+    x, x_val = train[0] / np.float32(255), validation[0] / np.float32(255)
+    options = {"batch_size": trial.batch_size, "validation_batch_size": 1000}
+    options["validation_data"] = (x_val, validation[1])
+    options["steps_per_execution"] = 125  # of an epoch's 375
+    fit_keras(trial, epoch_ended, x, train[1], **options)
 
 
-def compiled_model(network, threads=None, **options):
-    networks = util.import_quietly("model-FMNIST")
-    import keras
-    import tensorflow as tf
-
-    if threads:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(threads)
-    model = getattr(networks, f"build_{network}")(dropout_rate=DROPOUT_RATE)
-    options |= {"loss": "categorical_crossentropy", "metrics": ["accuracy"]}
-    model.compile(keras.optimizers.Adam(LEARNING_RATE), **options)
-    return model
-
-
-def fit(model, epochs, mark, *data, **options):
+def fit_keras(trial, epoch_ended, *data, steps_per_execution=1, **options):
     import keras
 
-    clock = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: mark())
-    mark()
-    model.fit(*data, epochs=1 + epochs, callbacks=[clock], verbose=0, **options)
+    networks = importlib.import_module("model-FMNIST")
+    build = getattr(networks, f"build_{trial.architecture}")
+    model = build(dropout_rate=trial.dropout_rate)
+    compiling = {"metrics": ["accuracy"], "steps_per_execution": steps_per_execution}
+    model.compile("adam", "categorical_crossentropy", **compiling)
+    options["callbacks"] = [keras.callbacks.LambdaCallback(on_epoch_end=epoch_ended)]
+    model.fit(*data, epochs=trial.epochs, verbose=0, **options)
 
 
-def scikit_learn(network, data, epochs, mark):
+def scikit_learn(trial, train, validation, epoch_ended):
+    """It knows no dropout, and here it validates nothing."""
     from sklearn.neural_network import MLPClassifier
 
-    images, labels = data[0]
-    x, y = scaled(images).reshape(len(images), -1), labels.argmax(1)
-    setting = {"batch_size": BATCH_SIZE, "learning_rate_init": LEARNING_RATE}
-    ending = {"max_iter": epochs, "n_iter_no_change": epochs}
-    model = MLPClassifier(LAYERS[network][1:-1], alpha=0, **setting, **ending)
-    mark()
-    model.fit(x[:1280], y[:1280])
-    mark()
-    model.fit(x, y)
-    mark(epochs)
+    x, y = train[0].reshape(-1, 784) / np.float32(255), train[1].argmax(1)
+    units = HIDDEN_UNITS[trial.architecture]
+    model = MLPClassifier(units, alpha=0, batch_size=trial.batch_size)
+    for _ in range(trial.epochs):
+        model.partial_fit(x, y, classes=range(10))  # an epoch
+        epoch_ended()
 
 
-def scaled(images):
-    return images / np.float32(255)
-
-
-def floor(network, data, epochs, mark):
-    """For every layer and batch: the outputs, the gradients of the weights and of the
-    inputs; in validation the outputs. The speed does not depend on the values."""
-    import threadpoolctl
-
-    threadpoolctl.threadpool_limits(1)
-    training, validation = [], []
-    for inputs, units in itertools.pairwise(LAYERS[network]):
-        shapes = (BATCH_SIZE, inputs), (inputs, units), (BATCH_SIZE, units)
-        x, weights, gradients = [np.ones(shape, "float32") for shape in shapes]
-        x_val = np.ones((1000, inputs), "float32")
-        pairs = (x, weights), (x.T, gradients), (gradients, weights.T), (x_val, weights)
-        products = [(a, b, a @ b) for a, b in pairs]
-        training += products[:3]
-        validation += products[3:]
-    del training[2]  # nobody asks for the gradients of the images
-    epoch = training * (len(data[0][0]) // BATCH_SIZE)
-    epoch += validation * (len(data[1][0]) // 1000)
-    mark()
-    for _ in range(1 + epochs):
+def floor(trial, train, validation, epoch_ended):
+    """In NumPy, an epoch's matrix products alone: each layer's outputs and, in training,
+    the gradients of its weights and inputs. The values do not matter."""
+    step, check = [], []  # two factors, and the array that receives their product
+    units = (784, *HIDDEN_UNITS[trial.architecture], 10)
+    for n_in, n_out in itertools.pairwise(units):
+        weights = np.ones((n_in, n_out), "float32")
+        gradients = np.ones((trial.batch_size, n_out), "float32")
+        x = np.ones((trial.batch_size, n_in), "float32")
+        x_val = np.ones((1000, n_in), "float32")
+        for a, b in ((x, weights), (x.T, gradients), (gradients, weights.T)):
+            step.append((a, b, a @ b))
+        check.append((x_val, weights, x_val @ weights))
+    del step[2]  # nobody needs the gradients of the images
+    epoch = step * (len(train[0]) // trial.batch_size)
+    epoch += check * (len(validation[0]) // 1000)
+    for _ in range(trial.epochs):
         for a, b, product in epoch:
             np.matmul(a, b, out=product)
-        mark()
+        epoch_ended()
 
 
-OURS, ALONE, USUAL = "ours, 1 trial per core", "ours, 1 trial alone", "Keras, as usual"
-WAYS = {  # name: (how to train, whether in as many processes as cores)
-    OURS: (ours, True),
-    ALONE: (ours, False),
-    USUAL: (keras_usual, False),
-    "Keras at its best": (keras_best, False),
-    "Keras at its best, 1 per core": (functools.partial(keras_best, threads=1), True),
-    "scikit-learn": (scikit_learn, False),
-    "floor, 1 per core": (floor, True),
+OURS, USUAL = "ours, one trial per core", "Keras as most write it"
+WAYS = {  # name: (function, how many processes side by side, which share the cores)
+    OURS: (ours, CORES),
+    "ours, one trial alone": (ours, 1),
+    USUAL: (keras_usual, 1),
+    "Keras at its best": (keras_best, 1),
+    "Keras at its best, one per core": (keras_best, CORES),
+    "scikit-learn": (scikit_learn, 1),
+    "floor, one per core": (floor, CORES),
 }
 
 
 # ---------------------------------------------------------------------- measuring them
 
 
-def measure(way, network, data, epochs):
-    """Train in fresh processes side by side: what `report` sends, for each of them."""
-    function, one_per_core = WAYS[way]
-    count = util.count_cores() if one_per_core else 1
-    context = multiprocessing.get_context("spawn")
-    barrier, pipes = context.Barrier(count), [context.Pipe() for _ in range(count)]
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for us alone
+@contextlib.contextmanager
+def processes(count, *command, env=None):
+    """Run Python in processes side by side. Ctrl-C reaches us only, and we end them."""
+    command = [sys.executable, *command]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes |= {"stderr": subprocess.DEVNULL, "start_new_session": True}
+    running = []
     try:
-        for _, sender in pipes:
-            arguments = function, network, data, epochs, barrier, sender
-            context.Process(target=report, args=arguments).start()
-            sender.close()  # so that a process that dies ends the wait for its report
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        return [receiver.recv() for receiver, _ in pipes]
+        for _ in range(count):
+            running.append(subprocess.Popen(command, env=env, **pipes))
+        yield running
+        if any(process.wait() for process in running):
+            raise subprocess.CalledProcessError(1, command)
     finally:
-        for process in multiprocessing.active_children():
+        for process in running:
             process.kill()
-            process.join()
+            process.wait()
+            process.stdout.read()  # until workers that it started have ended, too
 
 
-def report(function, network, data, epochs, barrier, sender):
-    """In a process of its own: train, then send the times and the peak memory."""
-    warnings.simplefilter("ignore")  # that so few epochs have not converged, and such
-    times, since = [], time.perf_counter()
-
-    def mark(epochs=1):
-        nonlocal since
-        times.append((time.perf_counter() - since) / epochs)
-        if len(times) <= 2:  # all set up; warmed up: wait for those side by side
-            barrier.wait()
-        since = time.perf_counter()
-
-    function(network, data, epochs, mark)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
-    sender.send({"first": times[1], "epochs": times[2:], "peak_mib": memory})
-
-
-def measure_programs(rounds):
-    """Seconds of whole processes, from just before they start until they have ended:
-    `first_step`, and main-FMNIST.py --evaluate with the models that models/ has."""
-
-    def seconds(script, *arguments):
-        start, command = time.perf_counter(), [sys.executable, ROOT / script]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        quiet["start_new_session"] = True  # Ctrl-C is for us, and we kill the process
-        subprocess.run([*command, *arguments], check=True, **quiet)
-        return time.perf_counter() - start
-
-    first_step = "tests/benchmark.py", "--first-step"
-    models = sorted(ROOT.glob("models/model_*_[01].h5"))
-    with tempfile.TemporaryDirectory() as folder:
-        evaluate = "main-FMNIST.py", "--output-dir", folder, "--evaluate", *models
-        return {
-            "First training step": [seconds(*first_step) for _ in range(rounds)],
-            f"--evaluate of {len(models)} models": [
-                seconds(*evaluate) for _ in range(rounds if models else 0)
-            ],
-        }
+def measure(architecture, way, epochs):
+    """Train in processes side by side; [(seconds per epoch, peak MiB) of each]."""
+    count = WAYS[way][1]
+    env = {**os.environ, "KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
+    for library in ("TF_NUM_INTRAOP", "TF_NUM_INTEROP", "OMP_NUM", "OPENBLAS_NUM"):
+        env[f"{library}_THREADS"] = str(CORES // count)
+    command = (__file__, "--train", architecture, way, "--epochs", str(epochs))
+    with processes(count, *command, env=env) as running:
+        for process in running:
+            process.stdout.readline()  # "warm"
+        for process in running:
+            process.stdin.close()  # go on
+        lines = [process.stdout.readline() for process in running]
+    return [tuple(map(float, line.split())) for line in lines]
 
 
-def first_step():
-    """In a process of its own: the way of main-FMNIST.py up to its first training step,
-    with one worker and one batch as the whole trial; it validates and saves, too."""
+def train_and_report(architecture, way, epochs):
+    """What a process of `measure` does."""
+    trials = main.final_trials(main.parse_options([]))
+    trial = next(trial for trial in trials if trial.architecture == architecture)
     train, validation, _ = util.load_data()
-    train = [part[:BATCH_SIZE] for part in train]
-    setting = DROPOUT_RATE, LEARNING_RATE, BATCH_SIZE
-    trial = main.Trial("tyler", False, *setting, epochs=1, seed=0)
-    with main.local_workers(1, train, validation) as workers:
-        list(main.run_trials([trial], workers))
+    times = []
+
+    def epoch_ended(*_):
+        if not times:
+            print("warm", flush=True)
+            sys.stdin.read()  # wait for those side by side
+        times.append(time.perf_counter())
+
+    WAYS[way][0](trial._replace(epochs=1 + epochs), train, validation, epoch_ended)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    print(np.median(np.diff(times)), peak, flush=True)
 
 
-# -------------------------------------------------------------------- what is reported
+def run_main(*arguments):
+    """Run main-FMNIST.py; [(seconds since its start, line that it prints then)]."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        command = (ROOT / "main-FMNIST.py", "--output-dir", folder, *arguments)
+        with processes(1, *command) as [process]:
+            return [(time.perf_counter() - start, line) for line in process.stdout]
 
 
-def summarize(reports):
-    """{(way, network): figures}: `seconds` per epoch and trial and their `ratio` to ours;
-    `first`, how many seconds longer a process takes for its first epoch."""
-    figures = {}
-    for (way, network), runs in reports.items():
-        epoch = float(np.median([run["epochs"] for run in runs]))
-        seconds = epoch / (util.count_cores() if WAYS[way][1] else 1)
-        figures[way, network] = {
-            "seconds": seconds,
-            "first": float(np.median([run["first"] for run in runs])) - epoch,
-            "peak_mib": max(run["peak_mib"] for run in runs),
-            "runs": runs,
-        }
-    for (_, network), row in figures.items():
-        row["ratio"] = row["seconds"] / figures[OURS, network]["seconds"]
-    return figures
-
-
-def whole_experiment(figures):
-    """{how: (trainings, minutes)}: estimated from the epochs' times alone, whatever the
-    batch size, and as the description has it, each value of each panel a training."""
+def benchmark(epochs, rounds):
+    reports = {turn: [] for turn in itertools.product(HIDDEN_UNITS, WAYS)}
+    one_step, evaluate = [], []
+    models = [f"{ROOT}/models/model_{n}_{i}.h5" for n in HIDDEN_UNITS for i in (0, 1)]
+    for number in range(rounds):
+        print(f"Round {number + 1} of {rounds}", flush=True)
+        # Here a trial is one step. Its line comes when it is validated and saved.
+        lines = run_main("--quick", "--no-sweep", "--epochs=1", "--batch-size=4800")
+        one_step.append(next(seconds for seconds, line in lines if "4800" in line))
+        evaluate.append(run_main("--evaluate", *models)[-1][0])
+        for turn, report in reports.items():
+            report += measure(*turn, epochs)
+    print(f"{CORES} cores, {util.library_versions()}")
+    print("An epoch of a trial:                     seconds  ratio  peak MiB")
+    costs = {}
+    for (name, way), report in reports.items():
+        seconds, peaks = zip(*report)
+        costs[name, way] = median(seconds) / WAYS[way][1]
+        ratio = costs[name, way] / costs[name, OURS]
+        numbers = f"{costs[name, way]:7.3f} {ratio:6.2f} {max(peaks):9.0f}"
+        print(f"{name.title():8} {way:31} {numbers}")
+    print(f"The first training step ends {median(one_step):.1f} s after the start.")
+    print(f"--evaluate of the four models takes {median(evaluate):.1f} s.")
+    # The experiment's epochs, as if all batches were of 128. The usual way trains the
+    # final models, and each setting of each panel by itself.
     options = main.parse_options([])
     final = main.final_trials(options)
-    study = main.study_trials(final, 48_000)
-    separate = [*final.values(), *itertools.chain(*study.values())]
-    once = {trial._replace(epochs=options.epochs) for trial in separate}
-
-    def minutes(way, trials):
-        return sum(t.epochs * figures[way, t[0]]["seconds"] for t in trials) / 60
-
-    plans = {USUAL: separate, OURS: once}
-    return {way: (len(plan), minutes(way, plan)) for way, plan in plans.items()}
-
-
-def describe_machine():
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    cpu = re.search("model name\\s*: (.*)", text) or [0, platform.machine()]
-    versions = util.library_versions()
-    versions["scikit-learn"] = importlib.metadata.version("scikit-learn")
-    return {"cores": util.count_cores(), "cpu": cpu[1], **versions}
-
-
-def print_figures(machine, figures, programs, experiment):
-    show(", ".join(f"{name} {value}" for name, value in machine.items()))
-    title = "Seconds per epoch and trial, ratio to ours, peak MiB of a process"
-    table = Table("", title=title, box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("Tyler", "ratio", "MiB", "Jackson", "ratio", "MiB"):
-        table.add_column(header, justify="right")
-    for way in WAYS:
-        rows = [figures[way, network] for network in LAYERS]
-        texts = ["{seconds:.3f} {ratio:.2f} {peak_mib:.0f}".format(**r) for r in rows]
-        table.add_row(way, *" ".join(texts).split())
-    show(table)
-    for network in LAYERS:
-        ratio, first = figures[ALONE, network]["ratio"], figures[OURS, network]["first"]
-        text = f"{ratio:.2f} times the throughput of one trial alone"
-        show(f"{network.title()}: {text}, first epoch {first:+.1f} s")
-    for what, times in programs.items():
-        end = f"ends after {np.median(times):.1f} s" if times else "is not measured"
-        show(f"{what} {end}")
-    for way, (count, minutes) in experiment.items():
-        text = f"{count} trainings, {minutes:.0f} min (estimated)"
-        show(f"The whole experiment, {way}: {text}")
-    ratio = experiment[USUAL][1] / experiment[OURS][1]
-    show(f"The whole experiment, ratio: {ratio:.1f}")
-
-
-# -------------------------------------------------------------------- the command line
-
-
-def benchmark(options):
-    # Where this is set, it may name an older processor. Without it, in the processes to
-    # come, NumPy's BLAS takes its best kernels for this one: only then is the floor one.
-    os.environ.pop("OPENBLAS_CORETYPE", None)
-    data = util.load_data()[:2]
-    reports = {turn: [] for turn in itertools.product(WAYS, LAYERS)}
-    turns = sorted(reports, key=lambda turn: turn[1]) * options.rounds
-    hidden = not main.console.is_terminal
-    for turn in track(turns, "Training", transient=True, disable=hidden):
-        reports[turn] += measure(*turn, data, options.epochs)
-    figures, programs = summarize(reports), measure_programs(options.rounds)
-    machine, experiment = describe_machine(), whole_experiment(figures)
-    print_figures(machine, figures, programs, experiment)
-    if options.json:
-        ways = {f"{way}, {network}": row for (way, network), row in figures.items()}
-        result = {"machine": machine, "ways": ways, "programs_seconds": programs}
-        result["experiment_trainings_and_minutes"] = experiment
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def parse_options():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add, count = parser.add_argument, main.HYPERPARAMETERS["epochs"]
-    add("--epochs", metavar="N", type=count, default=5, help="(default %(default)s)")
-    add("--rounds", metavar="N", type=count, default=3, help="(default %(default)s)")
-    add("--json", metavar="FILE", type=Path, help="write all figures there")
-    add("--first-step", action="store_true", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    points = main.study_points(final)
+    usual = final + [trial._replace(epochs=epochs) for *_, trial, epochs in points]
+    once = main.with_seeds(final + [trial for _, _, trial, _ in points], options)
+    for way, trials in ((USUAL, usual), (OURS, once)):
+        seconds = sum(t.epochs * costs[t.architecture, way] for t in trials)
+        print(f"{way}: {len(trials)} trainings, {seconds / 60:.1f} minutes (estimate)")
 
 
 if __name__ == "__main__":
-    options = parse_options()
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--epochs", metavar="N", type=int, default=5, help="(5)")
+    parser.add_argument("--rounds", metavar="N", type=int, default=3, help="(3)")
+    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
     try:
-        first_step() if options.first_step else benchmark(options)
+        if options.train:
+            train_and_report(*options.train, options.epochs)
+        else:
+            benchmark(options.epochs, options.rounds)
     except KeyboardInterrupt:
         sys.exit(130)
-    except (EOFError, OSError, util.InputError, subprocess.SubprocessError) as error:
-        sys.exit(f"benchmark.py: {str(error) or 'a process has died'}")
+    except (OSError, subprocess.CalledProcessError, util.InputError) as error:
+        sys.exit(f"benchmark.py: {error}")
