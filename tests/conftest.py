@@ -13,29 +13,19 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
-sys.dont_write_bytecode = True  # no __pycache__ among the three scripts,
-os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # nor from the processes that tests start
+sys.dont_write_bytecode = True  # here and in the processes that tests start
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
+# Keras has the project's settings. Processes that tests start must make these themselves.
+environment = dict(os.environ)
+importlib.import_module("util-FMNIST").import_tensorflow()[0].constant(0)
+os.environ.clear()
+os.environ.update(environment)
 
-# A trial's process has one thread; TensorFlow takes no such setting once it has worked.
-tensorflow = importlib.import_module("util-FMNIST").import_quietly("tensorflow")
-tensorflow.config.threading.set_intra_op_parallelism_threads(1)
-tensorflow.config.threading.set_inter_op_parallelism_threads(1)
-
-
-@pytest.fixture(scope="session")
-def util():
-    return importlib.import_module("util-FMNIST")
-
-
-@pytest.fixture(scope="session")
-def model(util):
-    return util.import_quietly("model-FMNIST")
-
-
-@pytest.fixture(scope="session")
-def main():
-    return importlib.import_module("main-FMNIST")
+util, model, main = (
+    pytest.fixture(lambda name=name: importlib.import_module(name), scope="session")
+    for name in ("util-FMNIST", "model-FMNIST", "main-FMNIST")
+)
 
 
 @pytest.fixture(scope="session")
@@ -74,9 +64,7 @@ def synthetic_images(count):
     return images, labels
 
 
-def write_idx(path, array, shape=None):
-    """Write an array as a gzipped IDX file; `shape` is what its header shall say."""
-    shape = shape or array.shape
-    header = struct.pack(f">{1 + len(shape)}I", 0x0800 + len(shape), *shape)
-    content = header + array.astype(np.uint8).tobytes()
-    path.write_bytes(gzip.compress(content, compresslevel=1))
+def write_idx(path, array):
+    """Write an array as a gzipped IDX file."""
+    header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
+    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes(), 1))

@@ -1,102 +1,128 @@
-"""The command line end to end, and the training behind it."""
+"""The program as its users meet it, and the training behind it."""
 
 import contextlib
 import csv
 import gc
+import hashlib
 import json
+import logging
+import multiprocessing
 import os
-import random
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
-import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
-import h5py
 import numpy as np
 import pytest
-from conftest import synthetic_images, write_idx
+from conftest import PROJECT
 
-SCRIPT = Path(__file__).resolve().parent.parent / "main-FMNIST.py"
-MODELS = [f"model_{name}_{flag}.h5" for name in ("tyler", "jackson") for flag in (0, 1)]
-PLOTS = [
-    "hyperparameters_tyler.png",
-    "accuracy_tyler.png",
-    "accuracy_jackson.png",
-    "confusion_matrix_tyler_0.png",
-    "confusion_matrix_tyler_1.png",
-    "confusion_matrix_jackson_0.png",
-    "confusion_matrix_jackson_1.png",
-    "architecture_tyler.png",
-    "architecture_jackson.png",
-    "predictions.png",
-]
-STUDY = ("--epochs", "3", "--batch-size", "64", "--seed", "7")
-TWELVE = (*STUDY, "--no-sweep", "--repeats", "3")
+SCRIPT = PROJECT / "main-FMNIST.py"
+NETWORKS = ("Tyler", "Tyler + L2", "Jackson", "Jackson + L2")
+NAMES = ("tyler_0", "tyler_1", "jackson_0", "jackson_1")
+MODELS, TABLES = {f"model_{name}.h5" for name in NAMES}, {"history.csv", "results.csv"}
+MATRICES = {f"confusion_matrix_{name}.png" for name in NAMES}
+PLOTS = {*MATRICES, "accuracy_tyler.png", "accuracy_jackson.png", "predictions.png"}
+FOLDERS = {"models", "plots"}
+SCORES = ("accuracy", "precision", "recall", "f1", "loss")
+SETTING = ("--epochs", 2, "--batch-size", 64, "--seed", 7)
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory, util):
-    """A small data set: 1,200 images to train on, 300 to validate, 200 to test."""
-    folder = tmp_path_factory.mktemp("data")
-    contents = *synthetic_images(1500), *synthetic_images(200)
-    for name, array in zip(util.DATA_FILES, contents):
-        write_idx(folder / name, array)
-    return folder
+def data_dir(tmp_path_factory, make_idx_dir):
+    """A small data set: 600 images to train on, 150 to validate, 100 to test."""
+    return make_idx_dir(tmp_path_factory.mktemp("data"), train=750, test=100)
 
 
-def heed_ctrl_c():
-    """In the child: what runs in a shell's background has been told to ignore it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+data = pytest.fixture(lambda util, data_dir: util.load_data(data_dir), scope="session")
 
 
-def start(*arguments, **options):
-    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
-    options.setdefault("preexec_fn", heed_ctrl_c)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, start_new_session=True, **pipes, **options)
+# --------------------------------------------------------------- running the program
+@contextlib.contextmanager
+def started(*arguments, script=SCRIPT, limit=None, **options):
+    """The program as a process; `limit` has the arguments of `resource.setrlimit`."""
+
+    def prepare():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background ignores it
+        if limit:
+            resource.setrlimit(*limit)
+
+    command = [sys.executable, str(script), *map(str, arguments)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    options |= {"start_new_session": True, "preexec_fn": prepare, "text": True}
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
-def run(*arguments, status=0, **options):
-    """Run the script to its end; (stdout, stderr)."""
-    process = start(*arguments, **options)
-    output = process.communicate(timeout=240)
-    assert process.returncode == status, output
+def finish(process, status=0):
+    """What the program says in the end, when no process of it is left."""
+    process.wait(timeout=200)
+    said = process.communicate(timeout=5)  # workers have these pipes, too, as they live
+    return what_a_user_reads(status, process.returncode, *said)
+
+
+def what_a_user_reads(expected_status, status, output, error):
+    """The output, or after a failure the only line of stderr."""
+    assert status == expected_status, output + error
+    if status > 0:
+        [output] = error.splitlines()
+    assert error == "" or status  # after kill -9, Python speaks of its semaphores
     return output
 
 
-def one_line(error):
-    """The single line that stderr should hold."""
-    lines = error.strip().splitlines()
-    assert len(lines) == 1, error
-    return lines[0]
+def run(*arguments, status=0, **options):
+    with started(*arguments, **options) as process:
+        return finish(process, status)
 
 
-def weights(path):
-    """Everything a model file holds, {name: array}: weights, optimizer, history."""
-    arrays = {}
+@pytest.fixture
+def call(main, capsys):
+    """call(*arguments, status=0) is like `run`, but in this process."""
 
-    def visit(name, item):
-        if isinstance(item, h5py.Dataset):
-            arrays[name] = item[()]
+    def run_here(*arguments, status=0):
+        ended = 0
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            main.main([*map(str, arguments)])
+        except SystemExit as stop:
+            ended = stop.code
+        return what_a_user_reads(status, ended, *capsys.readouterr())
 
-    with h5py.File(path) as file:
-        file.visititems(visit)
-    return arrays
+    yield run_here
+    logging.disable(logging.NOTSET)  # --cluster silences Dask
 
 
-def assert_same_outcome(ours, theirs):
-    """The same weights to the last bit, and the same tables to the last byte."""
-    for name in MODELS:
-        one, other = weights(ours / "models" / name), weights(theirs / "models" / name)
-        assert one.keys() == other.keys()
-        for key in one:
-            np.testing.assert_array_equal(one[key], other[key], err_msg=f"{name} {key}")
-    for name in ("history.csv", "results.csv"):
-        mine = (ours / "models" / name).read_bytes()
-        assert mine == (theirs / "models" / name).read_bytes(), name
+def press_ctrl_c(*_):
+    signal.raise_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="session")
+def eight(data_dir):
+    """eight(folder) are the arguments of a run of eight trials into this folder."""
+    arguments = (*SETTING, "--no-sweep", "--repeats", 2, "--data-dir", data_dir)
+    return lambda folder: (*arguments, "--output-dir", folder)
+
+
+def wait_for_kept(folder, count, process):
+    while len(list(folder.glob(".trials/*.h5"))) < count:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def with_startup_code(folder, code):
+    """An environment in which every Python process runs this code first."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(code)
+    return {**os.environ, "PYTHONPATH": str(folder)}
 
 
 def rows(path):
@@ -104,222 +130,125 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def group_members(group):
-    """The processes of a session that are still there (zombies aside)."""
-    members = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == group and fields[0] != "Z":
-            members.append(int(stat.parent.name))
-    return members
+def names(folder):
+    return {path.name for path in folder.iterdir()}
 
 
-def assert_nothing_is_left_of(process):
-    """No worker outlives the main process by more than moments."""
-    deadline = time.monotonic() + 3
-    while group_members(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert group_members(process.pid) == []
+def assert_same(ours, theirs, files=(*MODELS, *TABLES)):
+    """The same weights, histories and tables, to the last byte."""
+    for path in [f"models/{name}" for name in files]:
+        assert (ours / path).read_bytes() == (theirs / path).read_bytes(), path
 
 
-def wait_for_kept(folder, count, process, timeout=120):
-    """Wait until a run has kept so many trials, or has ended."""
-    deadline = time.monotonic() + timeout
-    while len(list(folder.glob(".trials/*.h5"))) < count and process.poll() is None:
-        assert time.monotonic() < deadline, process.communicate()
-        time.sleep(0.02)
-
-
-# ------------------------------------------------------------------- a whole experiment
-
-
+# ---------------------------------------------------------------- a whole experiment
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory, data_dir):
-    """An undisturbed run of the whole experiment, two trials at a time."""
-    folder = tmp_path_factory.mktemp("whole")
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    """The whole experiment beside a copy of the scripts, run from another folder."""
+    folder, temporary, elsewhere = map(tmp_path_factory.mktemp, ("project", "t", "e"))
+    for script in PROJECT.glob("*.py"):
+        shutil.copy(script, folder)
     output = run(
-        *STUDY, "--data-dir", data_dir, "--output-dir", folder, "--jobs", 2,
-        cwd=elsewhere,
+        *SETTING, "--data-dir", data_dir, "--jobs", 2, script=folder / SCRIPT.name,
+        cwd=elsewhere, env={**os.environ, "TMPDIR": str(temporary)},
     )  # fmt: skip
-    assert not list(elsewhere.iterdir())
-    return folder, *output
+    left = names(temporary) | names(elsewhere)
+    return SimpleNamespace(folder=folder, output=output, left=left)
 
 
 @pytest.fixture(scope="session")
-def alone(tmp_path_factory, data_dir):
-    """The outcome of a smaller run, of TWELVE trials, that was left alone."""
+def alone(tmp_path_factory, main, util, data, eight):
+    """Eight trials, one at a time, into a folder with files and a kept trial."""
     folder = tmp_path_factory.mktemp("alone")
-    run(*TWELVE, "--data-dir", data_dir, "--output-dir", folder)
-    return folder
+    for name in ("models/mine.h5", "plots/mine", "plots/hyperparameters_tyler.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    trial = main.Trial("tyler", False, 0.3, 0.001, 64, 2, 7)
+    (folder / ".trials").mkdir()
+    util.keep_trial(folder / ".trials", util.trial_keys([trial], data[:2])[trial], b"")
+    output = run(*eight(folder), "--jobs", 1, "--fresh")
+    return SimpleNamespace(folder=folder, output=output)
 
 
-def test_the_terminal_is_clean_and_tells_the_story(whole):
-    folder, output, error = whole
-    assert error == ""
-    lines = output.splitlines()
-    assert lines[0] == "28 trials, of which 0 are kept from before"
-    assert sum(line.startswith(("Tyler", "Jackson")) for line in lines) == 28 + 1
-    assert max(map(len, lines[:-1])) <= 80
-    assert "model_jackson_1" in output and "about 0.88" in output
-    assert str(folder / "models") in lines[-1]
+def test_the_terminal_tells_the_story_in_narrow_lines(whole):
+    lines = whole.output.splitlines()
+    assert lines[0] == "28 trials, 0 of them kept from before"
+    assert sum(line.startswith(("Tyler", "Jackson")) for line in lines) == 28 + 4
+    assert "Testing the models" in lines and "Drawing the plots" in lines
+    assert [line[:12].strip() for line in lines[-6:-2]] == list(NETWORKS)
+    assert "about 0.88" in lines[-2] and str(whole.folder) in lines[-1]
+    assert max(map(len, lines[:-1])) <= 60
 
 
 def test_every_file_is_there_and_nothing_else(whole):
-    folder = whole[0]
-    assert sorted(p.name for p in folder.iterdir()) == ["models", "plots"]
-    tables = ["history.csv", "results.csv"]
-    assert sorted(p.name for p in (folder / "models").iterdir()) == sorted(
-        MODELS + tables
-    )
-    assert sorted(p.name for p in (folder / "plots").iterdir()) == sorted(PLOTS)
+    assert names(whole.folder) == {p.name for p in PROJECT.glob("*.py")} | FOLDERS
+    assert names(whole.folder / "models") == MODELS | TABLES
+    assert names(whole.folder / "plots") == PLOTS | {"hyperparameters_tyler.png"}
+    assert whole.left == set()
 
 
-def test_history_has_a_row_per_trial_and_epoch(whole):
-    history = rows(whole[0] / "models" / "history.csv")
-    fields = ("architecture", "use_regularizer", "dropout_rate", "learning_rate")
-    trials = [tuple(row[f] for f in (*fields, "batch_size", "seed")) for row in history]
-    assert len(history) == 28 * 3
-    assert len(set(trials)) == 28
-    assert {row["epoch"] for row in history} == {"1", "2", "3"}
-    assert all(0 <= float(row["val_accuracy"]) <= 1 for row in history)
+def test_history_has_a_row_per_trial_and_epoch(whole, main, util):
+    history = rows(whole.folder / "models/history.csv")
+    trials = {tuple(row[field] for field in main.Trial._fields) for row in history}
+    assert len(trials) == 28
+    assert [row["epoch"] for row in history] == ["1", "2"] * 28
+    saved = util.read_history(whole.folder / "models/model_tyler_0.h5")
+    for metric, values in saved.items():
+        assert [float(row[metric]) for row in history[:2]] == list(values)
 
 
-def test_results_are_what_plain_keras_measures(whole, util, main, data_dir):
-    """In the table, and for a model that needs nothing of ours."""
+def test_plain_keras_measures_the_same_and_trains_on(whole, data):
+    """A saved model needs nothing of ours."""
     import keras
 
-    *_, (x_test, y_test) = util.load_data(data_dir)
-    for row in rows(whole[0] / "models" / "results.csv"):
-        model = keras.models.load_model(whole[0] / "models" / f"{row['model']}.h5")
-        loss, accuracy = model.evaluate(x_test / 255, y_test, verbose=0)
+    images, labels = data[2][0] / 255, data[2][1]
+    results = rows(whole.folder / "models/results.csv")
+    assert [row["model"] for row in results] == [f"model_{name}" for name in NAMES]
+    for row in results:
+        model = keras.models.load_model(whole.folder / f"models/{row['model']}.h5")
+        loss, accuracy = model.evaluate(images, labels, verbose=0)
         assert float(row["loss"]) == pytest.approx(loss, rel=1e-4)
         assert float(row["accuracy"]) == pytest.approx(accuracy, abs=1e-6)
-        predicted = model.predict(x_test / 255, verbose=0).argmax(1)
-        recall = [
-            np.mean(predicted[y_test[:, c] == 1] == c)
-            for c in range(10)
-            if y_test[:, c].any()
-        ]
-        assert float(row["recall"]) == pytest.approx(np.mean(recall), abs=1e-6)
+        right = model.predict(images, verbose=0).argmax(1) == labels.argmax(1)
+        recall = np.mean([right[of_class == 1].mean() for of_class in labels.T])
+        assert float(row["recall"]) == pytest.approx(recall, abs=1e-6)
+        model.fit(images, labels, verbose=0)
+        assert model.evaluate(images, labels, verbose=0)[0] < loss
 
 
-def test_saved_models_go_on_training_where_they_stopped(main, util, data_dir, tmp_path):
-    """Plain Keras trains a loaded model on, with its optimizer's state if given it."""
-    import keras
+def test_repeats_show_their_spread_and_change_no_weights(whole, alone):
+    assert_same(alone.folder, whole.folder, MODELS)  # with other --jobs and trials, too
+    table = alone.output.partition("Test results")[2].splitlines()
+    assert [line.count("±") for line in table[1:9]] == [0, 5] * 4
+    results = rows(alone.folder / "models/results.csv")
+    assert [row["seed"] for row in results] == ["7", "8"] * 4
 
-    train, validation, _ = util.load_data(data_dir)
-    scaled, labels = train[0] / np.float32(255), train[1]
-    trial = main.Trial("tyler", True, 0.0, 0.001, 100, 2, 0)
-    path = tmp_path / "model.h5"
-    path.write_bytes(main.train_trial(trial, train, validation))
 
-    fresh, restored = keras.models.load_model(path), keras.models.load_model(path)
-    fresh.fit(scaled, labels, verbose=0)
-    restored.optimizer.build(restored.trainable_variables)
-    with h5py.File(path) as file:
-        state = file["optimizer_state"]
-        names = state.attrs["weight_names"]
-        restored.optimizer.set_weights([state[name][()] for name in names])
-    assert int(restored.optimizer.iterations) == 2 * 12
+def test_a_run_touches_no_other_file_and_fresh_starts_anew(alone):
+    mine = {p.name for p in alone.folder.glob("*/*") if p.read_bytes() == b"mine"}
+    assert mine == {"mine.h5", "mine", "hyperparameters_tyler.png"}
+    assert alone.output.startswith("8 trials, 0 of them kept")
 
-    unbroken = main.build_model(trial)
-    order = np.random.default_rng(trial.seed)
-    train_epoch, _ = main.epoch_functions(unbroken, 100, train, validation)
+
+# ---------------------------------------------------------------------- the training
+@pytest.mark.parametrize("name", NAMES)
+def test_training_does_the_arithmetic_of_fit(main, util, data, name):
+    """Without dropout and shuffling, nothing is left to chance."""
+    (images, labels), (x_val, y_val), _ = data
+    size = {"0": 250, "1": 601}[name[-1]]  # a smaller batch remains; all data are one
+    trial = main.Trial(name[:-2], name[-1] == "1", 0.0, 0.001, size, 2, 3)
+    ours, theirs = main.build_model(trial), main.build_model(trial)
+    run_epoch, history = main.epoch_function(ours), []
+    order, every = np.arange(600, dtype="int32"), np.arange(150, dtype="int32")
     for _ in range(2):
-        train_epoch(order.permutation(len(scaled)).astype("int32"))
-    for model in (restored, unbroken):
-        model.fit(scaled, labels, 100, shuffle=False, verbose=0)
-    for one, other in zip(restored.weights, unbroken.weights):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
-
-
-def test_one_worker_gives_the_same_as_two(whole, tmp_path, data_dir):
-    run(
-        *STUDY, "--no-sweep", "--data-dir", data_dir, "--output-dir", tmp_path,
-        "--jobs", 1,
-    )  # fmt: skip
-    for name in MODELS:
-        one = weights(tmp_path / "models" / name)
-        other = weights(whole[0] / "models" / name)
-        assert all(np.array_equal(one[key], other[key]) for key in other)
-
-
-def test_quick_takes_every_stage_and_repeats_and_grids(tmp_path, data_dir):
-    output, error = run(
-        "--quick", "--no-sweep", "--data-dir", data_dir, "--output-dir", tmp_path,
-        "--repeats", 2, "--epochs", 2, "--grid", "batch_size=64,256",
-    )  # fmt: skip
-    assert error == ""
-    results = rows(tmp_path / "models" / "results.csv")
-    names = [name.removesuffix(".h5") for name in MODELS]
-    names += ["model_tyler_best", "model_jackson_best"]
-    assert [row["model"] for row in results] == [n for n in names for _ in range(2)]
-    assert [row["seed"] for row in results] == ["0", "1"] * 6
-    assert "±" in output
-    history = rows(tmp_path / "models" / "history.csv")
-    assert len(history) == (4 + 2 * 2) * 2 * 2  # trials x seeds x epochs
-    for row in results[-4:]:
-        means = {}
-        for batch_size in ("64", "256"):
-            last = [
-                float(other["val_accuracy"])
-                for other in history
-                if other["epoch"] == "2"
-                and other["architecture"] == row["architecture"]
-                and other["use_regularizer"] == "False"
-                and other["batch_size"] == batch_size
-            ]
-            means[batch_size] = sum(last) / 2
-        assert means[row["batch_size"]] == max(means.values())
-
-
-# ---------------------------------------------------------------------- the arithmetic
-
-
-@pytest.mark.parametrize("architecture", ["tyler", "jackson"])
-@pytest.mark.parametrize("flag", [False, True])
-def test_training_does_the_same_arithmetic_as_fit(
-    main, util, data_dir, architecture, flag
-):
-    """Full batches without dropout leave nothing to chance: weights agree."""
-    train, validation, _ = util.load_data(data_dir)
-    count = len(train[0])
-    trial = main.Trial(architecture, flag, 0.0, 0.001, count, 4, 3)
-    ours, theirs = main.build_model(trial), main.build_model(trial)
-    train_epoch, validate = main.epoch_functions(ours, count, train, validation)
-    history = [
-        (*train_epoch(np.arange(count, dtype="int32")), *validate())
-        for _ in range(trial.epochs)
-    ]
-    fit = theirs.fit(
-        train[0] / np.float32(255), train[1], count, trial.epochs, verbose=0,
-        validation_data=(validation[0] / np.float32(255), validation[1]),
-    )  # fmt: skip
+        trained = run_epoch(images, labels, order, size, training=True)
+        history.append([*trained, *run_epoch(x_val, y_val, every, 99, training=False)])
+    options = {"validation_data": (x_val / np.float32(255), y_val), "shuffle": False}
+    fit = theirs.fit(images / np.float32(255), labels, size, 2, verbose=0, **options)
     for one, other in zip(ours.weights, theirs.weights):
-        difference = np.abs(one.numpy() - other.numpy())
         # Adam divides by the gradient's size: where that is nearly 0, rounding shows.
-        assert difference.mean() < 1e-5
-        assert difference.max() < trial.learning_rate
-    for i, metric in enumerate(util.METRICS):
-        expected = fit.history[metric]
-        np.testing.assert_allclose([e[i] for e in history], expected, rtol=1e-3)
-    assert int(ours.optimizer.iterations) == int(theirs.optimizer.iterations)
-
-
-def test_a_last_smaller_batch_is_trained_on_too(main, util, data_dir):
-    train, validation, _ = util.load_data(data_dir)
-    trial = main.Trial("tyler", False, 0.0, 0.001, 500, 1, 0)
-    ours, theirs = main.build_model(trial), main.build_model(trial)
-    train_epoch, _ = main.epoch_functions(ours, 500, train, validation)
-    loss, _ = train_epoch(np.arange(len(train[0]), dtype="int32"))
-    scaled = train[0] / np.float32(255)
-    fit = theirs.fit(scaled, train[1], 500, verbose=0, shuffle=False)
-    assert int(ours.optimizer.iterations) == 3  # 500 + 500 + 200
-    assert float(loss) == pytest.approx(fit.history["loss"][0], rel=1e-3)
+        assert np.abs(one.numpy() - other.numpy()).mean() < 1e-5
+    for metric, values in zip(util.METRICS, np.transpose(history)):
+        np.testing.assert_allclose(values, fit.history[metric], rtol=1e-3)
 
 
 def test_a_short_training_on_the_real_data_works(main, util, real_data_dir, tmp_path):
@@ -328,447 +257,339 @@ def test_a_short_training_on_the_real_data_works(main, util, real_data_dir, tmp_
     trial = main.Trial("tyler", False, 0.3, 0.001, 128, 2, 0)
     path = tmp_path / "model.h5"
     path.write_bytes(main.train_trial(trial, train, validation))
-    history = util.read_history(path)
-    assert 0.84 < history["val_accuracy"][-1] < 0.90
-    _, scores, _ = main.test_model(path, test)
-    assert 0.83 < scores["accuracy"] < 0.89
+    assert 0.84 < util.read_history(path)["val_accuracy"][-1] < 0.90
+    assert 0.83 < main.score_file(path, test)[1]["accuracy"] < 0.89
 
 
-def test_a_trial_leaves_nothing_in_its_worker(main, util, data_dir, monkeypatch):
-    """A model and its graphs refer to each other and would pile up, trial after trial."""
-    train, validation, _ = util.load_data(data_dir)
-    trial = main.Trial("tyler", False, 0.3, 0.001, 400, 1, 0)
-    build_model, models = main.build_model, []
+def test_a_trial_leaves_nothing_in_its_worker(main, data):
+    """A model and its graphs refer to each other and would pile up."""
+    import keras
 
-    def remember(trial):
-        model = build_model(trial)
-        models.append(weakref.ref(model))
-        return model
-
-    monkeypatch.setattr(main, "build_model", remember)
+    counts = []
+    trial = main.Trial("tyler", False, 0.3, 0.001, 300, 1, 0)
     gc.disable()  # so that it is train_trial that collects, not chance
-    try:
-        main.train_trial(trial, train, validation)
-        main.train_trial(trial, train, validation)
-    finally:
-        gc.enable()
-    assert models[0]() is None
+    for _ in range(3):
+        main.train_trial(trial, *data[:2])
+        counts.append(sum(type(x) is keras.Sequential for x in gc.get_objects()))
+    gc.enable()
+    assert counts == counts[:1] * 3
 
 
-def test_a_diverging_trial_ends_early_and_stops_no_other(tmp_path, data_dir):
-    output, error = run(
-        "--no-sweep", "--epochs", 3, "--learning-rate", "1e11", "--batch-size", 64,
-        "--data-dir", data_dir, "--output-dir", tmp_path,
-    )  # fmt: skip
-    assert error == ""
-    assert output.count("diverged") >= 2
-    history = rows(tmp_path / "models" / "history.csv")
-    assert len(history) < 4 * 3
-    assert len({row["architecture"] + row["use_regularizer"] for row in history}) == 4
+def test_a_diverging_trial_stops_itself_alone(main, call, data, eight, tmp_path):
+    ended = []
+    trial = main.Trial("jackson", True, 0.3, 1e11, 64, 9, 0)
+    main.train_trial(trial, *data[:2], lambda: ended.append(1))
+    assert len(ended) < 9
+    output = call(*eight(tmp_path), "--learning-rate", "1e11", "--repeats", 1)
+    assert re.search(r"Jackson \+ L2 .*diverged", output)
+    history = rows(tmp_path / "models/history.csv")
+    assert len(history) == 4 * 2
+    assert history[-1]["val_accuracy"] == "nan"  # Jackson's
+    assert names(tmp_path / "plots") == PLOTS
 
 
-# --------------------------------------------------------------------- interrupted runs
+def test_the_bar_moves_before_the_first_trial_ends(eight, tmp_path):
+    terminal, inside = os.openpty()
+    environment = {**os.environ, "COLUMNS": "60", "TERM": "xterm"}
+    shown = ""
+    arguments = (*eight(tmp_path), "--repeats", 1, "--epochs", 300)
+    with started(*arguments, stdout=inside, env=environment):
+        os.close(inside)
+        while not re.search(r"[1-9]%", shown):
+            shown += os.read(terminal, 1000).decode(errors="ignore")
+    os.close(terminal)
+    assert "Training" in shown and "Jackson" not in shown
 
 
-def test_a_run_killed_again_and_again_ends_like_one_left_alone(
-    alone, tmp_path, data_dir
-):
-    arguments = (*TWELVE, "--data-dir", data_dir, "--output-dir", tmp_path, "--jobs", 2)
-    luck = random.Random(2)
-    for kept in sorted(luck.sample(range(1, 11), 3)):
-        process = start(*arguments)
-        wait_for_kept(tmp_path, kept, process)
-        time.sleep(luck.random() / 4)
-        process.kill()
-        process.communicate()
-        for path in tmp_path.glob("models/*.h5"):
-            weights(path)
-        assert_nothing_is_left_of(process)
-    output, error = run(*arguments)
-    assert error == ""
-    assert "of which 0" not in output.splitlines()[0]
-    assert_same_outcome(tmp_path, alone)
-    assert not (tmp_path / ".trials").exists()
-
-
-def test_killed_while_it_publishes_it_continues(alone, tmp_path, data_dir):
-    """The moment when files of models/ change is short, so it is hit on purpose."""
-    arguments = (*TWELVE, "--data-dir", data_dir, "--output-dir", tmp_path)
-    process = start(*arguments)
-    while not (tmp_path / "models").exists() and process.poll() is None:
-        time.sleep(0.0005)
-    process.kill()
-    process.communicate()
-    for path in tmp_path.glob("models/*.h5"):
-        weights(path)
-    run(*arguments)
-    assert_same_outcome(tmp_path, alone)
-
-
-def test_ctrl_c_says_what_is_kept_and_leaves_no_process(alone, tmp_path, data_dir):
-    arguments = (*TWELVE, "--data-dir", data_dir, "--output-dir", tmp_path)
-    process = start(*arguments)
-    wait_for_kept(tmp_path, 3, process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "trials kept; run it again to go on" in one_line(error)
-    assert_nothing_is_left_of(process)
-    assert not (tmp_path / "models").exists()
-    output, _ = run(*arguments)
-    assert int(output.split("of which ")[1].split()[0]) >= 3
-    assert_same_outcome(tmp_path, alone)
-
-
-@pytest.mark.parametrize("delay", [0.05, 0.5, 1.5])
-def test_ctrl_c_at_the_start_shows_no_traceback(tmp_path, data_dir, delay):
-    process = start("--data-dir", data_dir, "--output-dir", tmp_path)
-    while len(group_members(process.pid)) < 1:
-        time.sleep(0.01)
-    time.sleep(0.35 + delay)
-    os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 130
-    one_line(error)
-    assert_nothing_is_left_of(process)
-
-
-def test_a_worker_that_dies_is_named_and_its_trial_goes_to_another(
-    alone, tmp_path, data_dir
-):
-    process = start(*TWELVE, "--data-dir", data_dir, "--output-dir", tmp_path)
-    wait_for_kept(tmp_path, 2, process)
-    workers = [pid for pid in group_members(process.pid) if pid != process.pid]
-    command = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in workers}
-    workers = [pid for pid in workers if "spawn_main" in command[pid]]
-    os.kill(workers[0], signal.SIGKILL)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    died = next(line for line in output.splitlines() if "died" in line)
-    assert "Tyler" in died or "Jackson" in died
-    assert_same_outcome(tmp_path, alone)
-
-
-def test_a_full_disk_is_one_line_and_the_next_run_continues(alone, tmp_path, data_dir):
-    def small_disk():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
-
-    arguments = (*TWELVE, "--data-dir", data_dir, "--output-dir", tmp_path)
-    _, error = run(*arguments, "--jobs", 1, status=2, preexec_fn=small_disk)
-    one_line(error)
-    assert not (tmp_path / "models").exists()
-    run(*arguments)
-    assert_same_outcome(tmp_path, alone)
-
-
-def test_a_second_run_into_the_same_folder_is_refused(tmp_path, data_dir):
-    arguments = ("--data-dir", data_dir, "--output-dir", tmp_path)
-    process = start(*arguments)
-    while not (tmp_path / ".trials").exists():
-        time.sleep(0.02)
-    _, error = run(*arguments, status=2)
-    assert "another run" in one_line(error)
-    assert process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    with_lock_left = run("--no-sweep", "--epochs", 1, "--jobs", 1, *arguments)
-    assert with_lock_left[1] == ""
-
-
-def test_kept_trials_count_only_for_the_same_data(tmp_path, data_dir, main, util):
-    trial = main.Trial("tyler", False, 0.3, 0.001, 64, 1, 0)
-    (images, labels), *_ = util.load_data(data_dir)
-    changed = images.copy()
-    changed[-1, -1, -1] ^= 1
-    kept = util.kept_file(tmp_path, trial, util.digest(images, labels))
-    assert kept == util.kept_file(tmp_path, trial, util.digest(images.copy(), labels))
-    assert kept != util.kept_file(tmp_path, trial, util.digest(changed, labels))
-    other = trial._replace(seed=1)
-    assert kept != util.kept_file(tmp_path, other, util.digest(images, labels))
-
-
-def test_fresh_throws_kept_trials_away(tmp_path, data_dir):
-    (tmp_path / ".trials").mkdir()
-    (tmp_path / ".trials" / "tyler-0.h5").write_bytes(b"")
-    arguments = ("--no-sweep", "--epochs", 1, "--data-dir", data_dir)
-    run(*arguments, "--output-dir", tmp_path, "--fresh")
-    assert not (tmp_path / ".trials").exists()
-
-
-# -------------------------------------------------------------------------- bad options
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "--epochs 0", "--epochs 1.5", "--dropout-rate 1", "--dropout-rate -0.1",
-        "--dropout-rate nan", "--batch-size -3", "--batch-size 0", "--learning-rate 0",
-        "--learning-rate nan", "--learning-rate inf", "--learning-rate -1", "--jobs 0",
-        "--repeats 0", "--seed -1", "--seed x", "--grid depth=3", "--grid epochs=0",
-        "--grid epochs", "--grid learning_rate=0.1,", "--nonsense", "--data-dir",
-    ],
-)  # fmt: skip
-def test_a_wrong_option_is_told_so_in_one_line(main, capsys, arguments):
-    with pytest.raises(SystemExit) as stop:
-        main.main(arguments.split())
-    assert stop.value.code == 2
-    line = one_line(capsys.readouterr().err)
-    assert arguments.split()[0] in line
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--batch-size", "1201"], "--batch-size 1201"),
-        (["--data-dir", "/no/such/folder"], "/no/such/folder"),
-        (["--output-dir", "/proc/nowhere"], "/proc/nowhere"),
-        (["--evaluate", "/no/such/model.h5"], "/no/such/model.h5"),
-        (["--evaluate", __file__], __file__),
-    ],
-)
-def test_bad_input_is_named_in_one_line(
-    main, capsys, tmp_path, data_dir, arguments, named
-):
-    with pytest.raises(SystemExit) as stop:
-        base = ["--data-dir", str(data_dir), "--output-dir", str(tmp_path)]
-        main.main([*base, *arguments])
-    assert stop.value.code == 2
-    assert named in one_line(capsys.readouterr().err)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_help_needs_no_tensorflow():
-    code = f"""
-import importlib, sys
-sys.path.insert(0, {str(SCRIPT.parent)!r})
-try:
-    importlib.import_module("main-FMNIST").main(["--help"])
-except SystemExit:
-    print([name for name in ("tensorflow", "sklearn", "matplotlib", "h5py")
-           if name in sys.modules])
-"""
-    command = [sys.executable, "-c", code]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert output.splitlines()[-1] == "[]"
-    assert "--evaluate" in output
-
-
-# ---------------------------------------------------------------------------- evaluation
-
-
-def test_evaluate_shows_each_model_and_draws_its_matrix(whole, tmp_path, data_dir):
-    paths = [whole[0] / "models" / name for name in MODELS[1:3]]
-    output, error = run(
-        "--evaluate", *paths, "--data-dir", data_dir, "--output-dir", tmp_path
-    )
-    assert error == ""
-    results = {row["model"]: row for row in rows(whole[0] / "models" / "results.csv")}
-    for path in paths:
-        accuracy = float(results[path.stem]["accuracy"])
-        assert f"accuracy {accuracy:.4f}" in output
-    assert "Dense, relu, L2 0.001" in output and "Dropout 0.3" in output
-    assert "Ankle boot" in output
-    drawn = sorted(path.name for path in tmp_path.glob("*/*"))
-    names = ("model_jackson_0", "model_tyler_1")
-    folder = "_".join(paths[0].parent.parts).strip("/_")
-    assert drawn == [f"confusion_matrix_{folder}_{name}.png" for name in names]
-
-
-def test_evaluate_takes_the_four_models_by_default(whole, data_dir):
-    output, _ = run("--evaluate", "--data-dir", data_dir, "--output-dir", whole[0])
-    assert all(name in output for name in MODELS)
-
-
-# ------------------------------------------------------------------------------ cluster
+# ------------------------------------------------------------------ interrupted runs
+@pytest.fixture(scope="session")
+def interrupted(tmp_path_factory, eight):
+    """A run that Ctrl-C ended when some of its trials were finished."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    with started(*eight(folder)) as process:
+        wait_for_kept(folder, 2, process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
+        return SimpleNamespace(folder=folder, line=finish(process, status=130))
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    """A real Dask scheduler on the loopback address and a function that adds workers."""
-    processes, folder = [], tmp_path / "workers"  # where none of our files are
-    folder.mkdir()
-
-    def launch(*arguments):
-        command = [sys.executable, "-m", "distributed.cli.dask_" + arguments[0]]
-        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(
-            [*command, *arguments[1:]], cwd=folder, start_new_session=True, **silent
-        )
-        processes.append(process)
-        return process
-
-    contact = tmp_path / "scheduler.json"
-    options = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
-    scheduler = launch("scheduler", *options, "--scheduler-file", str(contact))
-    deadline = time.monotonic() + 30
-    while not contact.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    address = json.loads(contact.read_text())["address"]
-
-    def add_worker(threads):
-        options = ("--no-dashboard", "--no-nanny", "--nthreads", str(threads))
-        return launch("worker", address, *options)
-
-    yield address, scheduler, add_worker
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+def folder_and_kept(interrupted, tmp_path):
+    """A copy of the interrupted run's folder, and its kept trials."""
+    folder = shutil.copytree(interrupted.folder, tmp_path / "output")
+    return folder, sorted(folder.glob(".trials/*.h5"))
 
 
-def test_a_cluster_gives_the_same_even_if_it_loses_a_worker(
-    alone, tmp_path, data_dir, cluster
+@pytest.fixture
+def before_keeping(util, monkeypatch):
+    """before_keeping(action) does something just before the first trial is kept."""
+    keep_trial = util.keep_trial
+
+    def prepare(action):
+        def act_and_keep(folder, *arguments):
+            if not list(folder.glob("*.h5")):
+                action()
+            return keep_trial(folder, *arguments)
+
+        monkeypatch.setattr(util, "keep_trial", act_and_keep)
+
+    return prepare
+
+
+def test_ctrl_c_says_what_is_kept_and_publishes_nothing(interrupted):
+    kept = len(list(interrupted.folder.glob(".trials/*.h5")))
+    assert 2 <= kept < 8
+    assert f"interrupted; {kept} finished trials" in interrupted.line
+    assert not list(interrupted.folder.glob("[mp]*/*"))
+
+
+FULL_DISK = (resource.RLIMIT_FSIZE, (500_000,) * 2)  # models have 700,000 bytes
+LITTLE_MEMORY = (resource.RLIMIT_AS, (1_500_000_000,) * 2)
+
+
+@pytest.mark.parametrize("limit", [FULL_DISK, LITTLE_MEMORY])
+def test_a_small_machine_costs_no_kept_trial(folder_and_kept, eight, limit):
+    folder, kept = folder_and_kept
+    line = run(*eight(folder), status=2, limit=limit)
+    assert f"{len(kept)} finished trials" in line
+    assert sorted(folder.glob(".trials/*.h5")) == kept
+    assert not list(folder.glob("[mp]*/*"))
+
+
+KILL_WHILE_PUBLISHING = """
+import itertools, os
+moved = itertools.count()
+def replace(source, target):
+    if ".unfinished" in str(source) and next(moved) == 3:
+        os.kill(os.getpid(), 9)
+    os.rename(source, target)
+os.replace = replace
+"""
+
+
+def test_a_run_killed_and_damaged_ends_like_one_left_alone(
+    folder_and_kept, alone, eight, tmp_path
 ):
+    folder, kept = folder_and_kept
+    content = bytearray(kept[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    kept[0].write_bytes(content)
+    with started(*eight(folder)) as process:
+        wait_for_kept(folder, len(kept) + 1, process)
+        process.kill()
+        output = finish(process, status=-signal.SIGKILL)
+    assert output.startswith(f"8 trials, {len(kept) - 1} of them kept")
+    environment = with_startup_code(tmp_path / "startup", KILL_WHILE_PUBLISHING)
+    run(*eight(folder), status=-signal.SIGKILL, env=environment)
+    published = names(folder / "models") - {".unfinished"}
+    assert len(published) == 3
+    assert_same(folder, alone.folder, published)
+    assert run(*eight(folder)).startswith("8 trials, 8 of them kept")
+    assert_same(folder, alone.folder)
+    assert names(folder) | names(folder / "plots") == FOLDERS | PLOTS
+
+
+@pytest.mark.parametrize("delay", [0, 3])
+def test_ctrl_c_at_the_start_is_one_line(eight, tmp_path, delay):
+    with started(*eight(tmp_path), "--epochs", 100_000) as process:
+        while not (tmp_path / ".trials").exists():
+            time.sleep(0.01)
+        time.sleep(delay)
+        os.killpg(process.pid, signal.SIGINT)
+        assert "interrupted" in finish(process, status=130)
+
+
+def test_a_run_survives_its_workers(alone, call, before_keeping, eight, tmp_path):
+    before_keeping(lambda: multiprocessing.active_children()[0].kill())
+    output = call(*eight(tmp_path), "--repeats", 1)
+    assert output.count("A worker process died.") == 1
+    assert_same(tmp_path, alone.folder, MODELS)
+
+
+def test_a_second_run_into_the_same_folder_is_refused(util, eight, tmp_path):
+    with util.output_folders(tmp_path):
+        assert "another run" in run(*eight(tmp_path), status=2)
+
+
+# ------------------------------------------------- wrong input and odd environments
+@pytest.mark.parametrize(
+    "arguments", [
+        "--epochs 1.5", "--dropout-rate 1", "--learning-rate nan", "--batch-size 0",
+        "--jobs 0", "--seed -1", "--nonsense", "--data-dir /no/such/folder",
+        "--output-dir /proc/nowhere", "--evaluate /no/such.h5", f"--evaluate {__file__}",
+    ]
+)  # fmt: skip
+def test_wrong_input_is_named_in_one_line(call, eight, tmp_path, arguments):
+    line = call(*eight(tmp_path / "output"), *arguments.split(), status=2)
+    assert arguments.split()[-1 if "/" in arguments else 0] in line
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_help_is_narrow_and_needs_no_tensorflow():
+    command = [sys.executable, "-X", "importtime", str(SCRIPT), "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--evaluate" in said.stdout
+    assert max(map(len, said.stdout.splitlines())) <= 80
+    assert not re.search("tensorflow|keras|sklearn|matplotlib", said.stderr)
+
+
+WITHOUT_POSIX = """
+import os, signal, sys
+sys.modules |= dict.fromkeys("fcntl resource termios tty pty pwd grp syslog".split())
+for name in "fork forkpty setsid getsid getuid geteuid killpg sysconf".split():
+    delattr(os, name)
+for name in "pthread_sigmask pthread_kill sigwait setitimer alarm SIGALRM SIGHUP".split():
+    delattr(signal, name)
+"""
+ODD = {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "ascii", "PYTHONWARNINGS": "error"}
+
+
+@pytest.mark.parametrize(("settings", "code"), [(ODD, ""), ({}, WITHOUT_POSIX)])
+def test_an_odd_environment_changes_nothing(alone, eight, tmp_path, settings, code):
+    keras_settings = {"floatx": "float64", "image_data_format": "channels_first"}
+    (tmp_path / "keras.json").write_text(json.dumps(keras_settings))
+    environment = with_startup_code(tmp_path / "startup", code) | settings
+    environment["KERAS_HOME"] = str(tmp_path)
+    run(*eight(tmp_path / "output"), env=environment)
+    assert_same(tmp_path / "output", alone.folder)
+
+
+# ------------------------------------------------------------------------ evaluation
+def test_evaluate_describes_each_file(whole, call, data_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole.folder / "models", tmp_path / "models")
+    base = ("--data-dir", data_dir, "--output-dir", tmp_path, "--evaluate")
+    output = call(*base)
+    pictures = {path: path.read_bytes() for path in tmp_path.glob("plots/*")}
+    assert {path.name for path in pictures} == MATRICES
+    for name, row in zip(NAMES, rows(tmp_path / "models/results.csv")):
+        scores = ".*".join(f"{score} {float(row[score]):.4f}" for score in SCORES[:4])
+        picture = f"plots/confusion_matrix_{name}.png"
+        story = f"models/model_{name}.h5\n.*hidden_4 .*Ankle boot .*{scores}.*{picture}"
+        assert re.search(story, output, re.DOTALL)
+
+    others = ("a/b_c.h5", "a_b/c.h5", "a/model_tyler_0.h5", "x" * 250 + ".h5")
+    for other in others:
+        Path(other).parent.mkdir(exist_ok=True)
+        shutil.copy("models/model_jackson_1.h5", other)
+    output = call(*base, "models/model_tyler_0.h5", *others)
+    drawn = {path: path.read_bytes() for path in tmp_path.glob("plots/*")}
+    assert drawn.items() >= pictures.items() and len(drawn) == 4 + len(others)
+    assert all(str(path) in output for path in drawn.keys() - pictures.keys())
+
+
+def test_ctrl_c_in_evaluate(main, call, eight, folder_and_kept, monkeypatch):
+    monkeypatch.setattr(main, "score_file", press_ctrl_c)
+    line = call(*eight(folder_and_kept[0]), "--evaluate", "model.h5", status=130)
+    assert "interrupted" in line and "kept" not in line
+
+
+# --------------------------------------------------------------------------- cluster
+@pytest.fixture
+def cluster(tmp_path_factory):
+    """A Dask scheduler here: its address, its process, a function to add workers."""
+    folder = tmp_path_factory.mktemp("workers")  # where none of our files are
+    with contextlib.ExitStack() as stack:
+
+        def launch(kind, *arguments):
+            command = [sys.executable, "-m", f"distributed.cli.dask_{kind}"]
+            command += ["--no-dashboard", *arguments]
+            process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        contact = folder / "scheduler.json"
+        place = ("--host=127.0.0.1", "--port=0", f"--scheduler-file={contact}")
+        scheduler = launch("scheduler", *place)
+        while not contact.exists():
+            assert scheduler.poll() is None
+            time.sleep(0.05)
+        address = json.loads(contact.read_text())["address"]
+        worker = ("worker", address, "--no-nanny")
+        yield address, scheduler, lambda n: launch(*worker, f"--nthreads={n}")
+
+
+def test_a_cluster_may_lose_one(alone, call, cluster, before_keeping, eight, tmp_path):
     address, _, add_worker = cluster
-    _, first = add_worker(2), add_worker(1)
-    output = tmp_path / "output"
-    process = start(
-        *TWELVE, "--data-dir", data_dir, "--output-dir", output, "--cluster", address
-    )
-    wait_for_kept(output, 2, process)
-    os.killpg(first.pid, signal.SIGKILL)
-    _, error = process.communicate(timeout=200)
-    assert (process.returncode, error) == (0, "")
-    assert_same_outcome(output, alone)
+    before_keeping(add_worker(1).kill)
+    add_worker(2)
+    call(*eight(tmp_path), "--cluster", address)
+    assert_same(tmp_path, alone.folder)
 
 
-def test_a_cluster_that_fails_is_told_in_one_line(tmp_path, data_dir, cluster):
+def test_a_cluster_that_fails_is_told_in_one_line(
+    call, cluster, util, before_keeping, eight, tmp_path, monkeypatch
+):
     address, scheduler, add_worker = cluster
-    output = tmp_path / "output"
-    arguments = ("--no-sweep", "--epochs", 60, "--data-dir", data_dir)
-    arguments = (*arguments, "--output-dir", output, "--cluster", address)
-    _, error = run(*arguments, status=2)  # it has no workers yet
-    assert "0/1 workers" in one_line(error)
+    named = f"--cluster {address}"
+    arguments = (*eight(tmp_path), *named.split())
+    assert named in call(*arguments, status=2)  # it has no workers yet
     add_worker(1)
-    process = start(*arguments)
-    wait_for_kept(output, 1, process)
-    os.killpg(scheduler.pid, signal.SIGKILL)
-    started = time.monotonic()
-    _, error = process.communicate(timeout=60)
-    assert time.monotonic() - started < 15
-    assert process.returncode == 2
-    assert "scheduler is lost" in one_line(error)
-    assert len(list(output.glob(".trials/*.h5"))) >= 1
-    _, error = run(*arguments, status=2)  # and now nobody answers
-    assert address in one_line(error)
+    with monkeypatch.context() as patch:
+        patch.setattr(util, "library_versions", lambda: {"pid": os.getpid()})
+        line = call(*arguments, status=2)
+    assert named in line and "versions differ" in line
+    before_keeping(lambda: Path("/dev/full").write_text("no space"))
+    line = call(*arguments, status=2)
+    assert "No space" in line and "--cluster" not in line
+    before_keeping(scheduler.kill)
+    line = call(*arguments, status=2)
+    assert named in line and "1 finished trials" in line
+    assert named in call(*arguments, status=2)  # nobody answers
 
 
-def test_a_cluster_with_other_versions_is_refused(
-    tmp_path, data_dir, cluster, main, util, monkeypatch, capsys
-):
-    address, _, add_worker = cluster
-    add_worker(1)
-    monkeypatch.setattr(util, "library_versions", lambda: {"pid": os.getpid()})
-    with pytest.raises(SystemExit):
-        main.main(
-            f"--no-sweep --data-dir {data_dir} --output-dir {tmp_path / 'output'} "
-            f"--cluster {address}".split()
-        )
-    assert "versions differ" in one_line(capsys.readouterr().err)
+# --------------------------------------------------------- what the repository holds
+RESULTS = PROJECT / "models/results.csv"
+SHA256 = "fe61cc5256df7187a11977ca974ae7cf7bce1a2e0feddd78ef1f560bc73aa1ec"
 
 
-# ------------------------------------------------------------- what the repository holds
-
-PROJECT = SCRIPT.parent
-LABELS = {
-    "model_tyler_0": "Tyler",
-    "model_tyler_1": "Tyler + L2",
-    "model_jackson_0": "Jackson",
-    "model_jackson_1": "Jackson + L2",
-    "model_tyler_best": "Tyler, best setting",
-    "model_jackson_best": "Jackson, best setting",
-}
+@pytest.fixture
+def published():
+    """The published results and README. The tests are not about a run of your own."""
+    ours = RESULTS.exists() and hashlib.sha256(RESULTS.read_bytes()).hexdigest()
+    if ours != SHA256 and "CI" not in os.environ:
+        pytest.skip("models/ holds a run of your own")
+    return rows(RESULTS), (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
-def mean_and_deviation(values):
-    values = [float(value) for value in values]
+def mean_and_deviation(texts):
+    values = [float(text) for text in texts]
     return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
 
 
-def results_table():
-    """README's table of the models, out of results.csv."""
-    results = rows(PROJECT / "models" / "results.csv")
-    lines = [
-        "| model | accuracy | precision | recall | F1 | loss |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, label in LABELS.items():
-        seeds = [row for row in results if row["model"] == name]
-        scores = ("accuracy", "precision", "recall", "f1", "loss")
-        cells = [mean_and_deviation(row[score] for row in seeds) for score in scores]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def test_readme_has_the_published_figures(published, main):
+    results, readme = published
+    for network, name in zip(NETWORKS, NAMES):
+        seeds = [row for row in results if row["model"] == f"model_{name}"]
+        cells = [mean_and_deviation(row[score] for row in seeds) for score in SCORES]
+        assert f"\n| {network} | {' | '.join(cells)} |" in readme
+    accuracies, study = {}, {}
+    for row in rows(PROJECT / "models/history.csv"):
+        setting = tuple(row[field] for field in main.Trial._fields[:-1])
+        accuracies.setdefault((*setting, row["epoch"]), []).append(row["val_accuracy"])
+    final = main.final_trials(main.parse_options([]))
+    for name, value, trial, epoch in main.study_points(final):
+        cell = mean_and_deviation(accuracies[tuple(map(str, (*trial[:-1], epoch)))])
+        study.setdefault(f"{name.replace('_', ' ')} | {value:g}", []).append(cell)
+    assert len(study) == 20
+    for point, cells in study.items():
+        assert f"\n| {point} | {' | '.join(cells)} |" in readme
 
 
-def study_table():
-    """README's table of the study, out of history.csv."""
-    history = rows(PROJECT / "models" / "history.csv")
-    centre = {"dropout_rate": 0.3, "learning_rate": 0.001, "batch_size": 128}
-    grids = {
-        "dropout_rate": (0.1, 0.2, 0.3, 0.4, 0.5),
-        "learning_rate": (0.0001, 0.0003, 0.001, 0.003, 0.01),
-        "batch_size": (32, 64, 128, 256, 512),
-        "epochs": (10, 20, 30, 40, 50),
-    }
-    lines = [
-        "| hyperparameter | value | without L2 | with L2 |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, values in grids.items():
-        for value in values:
-            setting = {**centre, "epoch": 50, "epochs": 50, name: value}
-            if name == "epochs":
-                setting |= {"epoch": value, "epochs": 50}
-            cells = [
-                mean_and_deviation(
-                    row["val_accuracy"]
-                    for row in history
-                    if row["architecture"] == "tyler"
-                    and row["use_regularizer"] == flag
-                    and all(float(row[key]) == setting[key] for key in setting)
-                )
-                for flag in ("False", "True")
-            ]
-            lines.append(
-                f"| {name.replace('_', ' ')} | {value:g} | {' | '.join(cells)} |"
-            )
-    return "\n".join(lines)
-
-
-@pytest.mark.parametrize("table", [results_table, study_table])
-def test_readme_has_the_figures_of_the_published_tables(table):
-    assert table() in (PROJECT / "README.md").read_text()
-
-
-@pytest.mark.parametrize("name", LABELS)
-def test_published_models_score_what_the_table_says(main, util, real_data_dir, name):
+def test_published_models_score_the_same(published, main, util, real_data_dir):
     *_, test = util.load_data(real_data_dir)
-    _, scores, _ = main.test_model(PROJECT / "models" / f"{name}.h5", test)
-    results = rows(PROJECT / "models" / "results.csv")
-    row = next(row for row in results if row["model"] == name)  # the first seed's
-    assert scores["accuracy"] == pytest.approx(float(row["accuracy"]), abs=2e-4)
-    for score in ("loss", "precision", "recall", "f1"):
-        assert scores[score] == pytest.approx(float(row[score]), abs=1e-3)
+    for name in NAMES:
+        row = next(row for row in published[0] if row["model"] == f"model_{name}")
+        _, scores, _ = main.score_file(PROJECT / f"models/model_{name}.h5", test)
+        expected = {score: float(row[score]) for score in SCORES}
+        assert scores == pytest.approx(expected, abs=1e-3)
 
 
-def test_readme_python_code_runs_as_it_stands(real_data_dir, tmp_path, util):
-    cache = tmp_path / "keras" / "datasets" / "fashion-mnist"
-    cache.mkdir(parents=True)
-    for name in util.DATA_FILES:
-        (cache / name).symlink_to(real_data_dir / name)
-    (tmp_path / "models").symlink_to(PROJECT / "models")
-    parts = (PROJECT / "README.md").read_text().split("```python\n")[1:]
-    code = "\n".join(part.split("```")[0] for part in parts)
-    environment = {**os.environ, "KERAS_HOME": str(tmp_path / "keras")}
-    command = [sys.executable, "-c", code]
-    output = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert output.returncode == 0, output.stderr
-    assert "class 9" in output.stdout  # the first test image is an ankle boot
+def test_readme_code_runs(published, real_data_dir, tmp_path):
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "fashion-mnist").symlink_to(real_data_dir)
+    parts = [part.split("```")[0] for part in published[1].split("```python\n")[1:]]
+    environment = {**os.environ, "KERAS_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", "\n".join(parts)]
+    said = subprocess.check_output(command, cwd=PROJECT, env=environment, text=True)
+    assert "class 9" in said  # the first test image is an ankle boot
