@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import PROJECT
+from PIL import Image
 
 SCRIPT = PROJECT / "main-FMNIST.py"
 NETWORKS = ("Tyler", "Tyler + L2", "Jackson", "Jackson + L2")
@@ -552,28 +553,48 @@ def published():
     return rows(RESULTS), (PROJECT / "README.md").read_text(encoding="utf-8")
 
 
-def mean_and_deviation(texts):
-    values = [float(text) for text in texts]
+def mean_and_deviation(values):
     return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
 
 
-def test_readme_has_the_published_figures(published, main):
+def difference(one, other):
+    """The difference of two means, and its standard error."""
+    error = np.sqrt(np.var(one, ddof=1) / len(one) + np.var(other, ddof=1) / len(other))
+    return f"{np.mean(one) - np.mean(other):+.4f} ± {error:.4f}"
+
+
+def test_readme_has_the_published_results(published):
     results, readme = published
+    accuracies = {}
     for network, name in zip(NETWORKS, NAMES):
         seeds = [row for row in results if row["model"] == f"model_{name}"]
-        cells = [mean_and_deviation(row[score] for row in seeds) for score in SCORES]
-        assert f"\n| {network} | {' | '.join(cells)} |" in readme
-    accuracies, study = {}, {}
+        values = {score: [float(row[score]) for row in seeds] for score in SCORES}
+        cells = " | ".join(map(mean_and_deviation, values.values()))
+        assert f"\n| {network} | {cells} |" in readme
+        accuracies[network] = values["accuracy"]
+    pairs = [NETWORKS[::2], NETWORKS[:2], NETWORKS[2:]]
+    for one, other in pairs:
+        gap = difference(accuracies[one], accuracies[other])
+        assert f"\n| {one} against {other} | {gap} |" in readme
+
+
+def test_readme_has_the_published_study(published, main):
+    _, readme = published
+    history, points = {}, {}
     for row in rows(PROJECT / "models/history.csv"):
         setting = tuple(row[field] for field in main.Trial._fields[:-1])
-        accuracies.setdefault((*setting, row["epoch"]), []).append(row["val_accuracy"])
+        key = (*setting, row["epoch"])
+        history.setdefault(key, []).append(float(row["val_accuracy"]))
     final = main.final_trials(main.parse_options([]))
     for name, value, trial, epoch in main.study_points(final):
-        cell = mean_and_deviation(accuracies[tuple(map(str, (*trial[:-1], epoch)))])
-        study.setdefault(f"{name.replace('_', ' ')} | {value:g}", []).append(cell)
-    assert len(study) == 20
-    for point, cells in study.items():
-        assert f"\n| {point} | {' | '.join(cells)} |" in readme
+        label = f"{trial.network}, {name.replace('_', ' ')} {value:g}"
+        points[label] = history[tuple(map(str, (*trial[:-1], epoch)))]
+    best = max(points, key=lambda label: np.mean(points[label]))
+    for label in (best, "Tyler, learning rate 0.01", "Tyler + L2, learning rate 0.01"):
+        published_setting = points[f"{label.partition(',')[0]}, dropout rate 0.3"]
+        gap = difference(points[label], published_setting)
+        cells = f"{mean_and_deviation(points[label])} | {gap}"
+        assert f"\n| {label} | {cells} |" in readme
 
 
 def test_published_models_score_the_same(published, main, util, real_data_dir):
@@ -585,11 +606,15 @@ def test_published_models_score_the_same(published, main, util, real_data_dir):
         assert scores == pytest.approx(expected, abs=1e-3)
 
 
-def test_readme_code_runs(published, real_data_dir, tmp_path):
+def test_readme_code_runs(published, util, real_data_dir, tmp_path):
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "fashion-mnist").symlink_to(real_data_dir)
+    (tmp_path / "models").symlink_to(PROJECT / "models")
+    boot = util.load_data(real_data_dir)[2][0][0]
+    Image.fromarray(255 - boot).resize((280, 280)).save(tmp_path / "my-picture.png")
     parts = [part.split("```")[0] for part in published[1].split("```python\n")[1:]]
-    environment = {**os.environ, "KERAS_HOME": str(tmp_path)}
+    short = {"KERAS_HOME": str(tmp_path), "KERAS_MAX_STEPS_PER_EPOCH": "9"}
     command = [sys.executable, "-c", "\n".join(parts)]
-    said = subprocess.check_output(command, cwd=PROJECT, env=environment, text=True)
-    assert "class 9" in said  # the first test image is an ankle boot
+    options = {"cwd": tmp_path, "env": {**os.environ, **short}, "text": True}
+    assert "Ankle boot" in subprocess.check_output(command, **options)
+    assert (tmp_path / "my-model.keras").exists()
