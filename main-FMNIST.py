@@ -212,7 +212,7 @@ def adam(optimizer, weights):
 def cost(trial):
     """About how long the trial takes, in some unit. Smaller batches mean more steps."""
     per_image = {"tyler": 1, "jackson": 4}[trial.architecture]
-    return trial.epochs * (per_image + 64 / trial.batch_size)
+    return trial.epochs * (per_image + 16 / trial.batch_size)
 
 
 @contextlib.contextmanager
