@@ -255,7 +255,9 @@ def train_in_worker(trial, options):
         cost_done.value += cost(trial) / trial.epochs
 
     train, validation, _ = util.load_data(options.data_dir, options.quick)
-    return train_trial(trial, train, validation, epoch_ended)
+    path = Path(tempfile.mkdtemp(), "trial.h5")
+    path.write_bytes(train_trial(trial, train, validation, epoch_ended))
+    return path  # not the bytes: a worker killed as it sends them would hang the pool
 
 
 @contextlib.contextmanager
@@ -293,10 +295,8 @@ def train_all(trials, data, folder, options):
     files = {trial: kept[key] for trial, key in keys.items() if key in kept}
     missing = sorted((t for t in trials if t not in files), key=cost, reverse=True)
     console.print(f"{len(trials)} trials, {len(files)} of them kept from before")
-    if not missing:
-        return files
     place = options.cluster or f"{options.jobs} at a time"
-    console.print(f"Training starts, {place}; the first trials take a while")
+    console.print(f"{len(missing)} to train, {place}; the first take a while")
     console.print("network       dropout  l. rate  batch  seed  val.acc.  done")
     workers = cluster_workers if options.cluster else local_workers
     bar = Progress(console=console, disable=not console.is_terminal)
@@ -307,7 +307,10 @@ def train_all(trials, data, folder, options):
                 ended, _ = futures.wait(running, 0.5, futures.FIRST_COMPLETED)
                 for future in ended:
                     trial = running.pop(future)
-                    files[trial] = util.keep_trial(folder, keys[trial], future.result())
+                    content = future.result()
+                    if not options.cluster:
+                        content = content.read_bytes()
+                    files[trial] = util.keep_trial(folder, keys[trial], content)
                     accuracy = util.read_history(files[trial])["val_accuracy"][-1]
                     result = "diverged" if math.isnan(accuracy) else f"{accuracy:.4f}"
                     console.print(f"{trial}  {result:8}  {len(files):4}")
@@ -354,10 +357,7 @@ def run_experiment(options):
 
 
 def score_file(path, test):
-    """Test an .h5 file: (model, scores, class probabilities of shape (n, 10)).
-
-    The loss includes the penalty. Precision, recall and F1 are means over the classes.
-    """
+    """Test an .h5 file: (model, scores, class probabilities of shape (n, 10))."""
     from sklearn.metrics import precision_recall_fscore_support
 
     _, keras = util.import_tensorflow()
@@ -366,7 +366,7 @@ def score_file(path, test):
     images = (images / np.float32(255)).reshape(-1, *model.input_shape[1:])
     probabilities = model(images, training=False)
     loss = keras.losses.CategoricalCrossentropy()(labels, probabilities)
-    loss = float(loss) + float(sum(model.losses))
+    loss = float(loss) + float(sum(model.losses))  # with the penalty, as in `evaluate`
     probabilities = np.array(probabilities)
     true, predicted = labels.argmax(1), probabilities.argmax(1)
     averages = {"average": "macro", "zero_division": 0}
