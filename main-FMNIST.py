@@ -186,8 +186,6 @@ def adam(optimizer, weights):
         v = beta_2 * v + (1 - beta_2) * g * g        the mean squared gradient
         rate = learning_rate * sqrt(1 - beta_2**t) / (1 - beta_1**t)
         w = w - rate * m / (sqrt(v) + epsilon)
-
-    One operation of TensorFlow does this faster than the dozen of the Keras optimizer.
     """
     tf, _ = util.import_tensorflow()
     beta_1, beta_2 = optimizer.beta_1, optimizer.beta_2
@@ -201,7 +199,7 @@ def adam(optimizer, weights):
         t = step.assign_add(1)
         powers = {"beta1_power": beta_1**t, "beta2_power": beta_2**t}
         for w, m, v, g in zip(weights, means, squares, gradients):
-            tf.raw_ops.ResourceApplyAdam(
+            tf.raw_ops.ResourceApplyAdam(  # faster than the Keras optimizer's dozen
                 var=w.handle, m=m.handle, v=v.handle, grad=g, **powers, **constants
             )
 
@@ -295,6 +293,8 @@ def train_all(trials, data, folder, options):
     files = {trial: kept[key] for trial, key in keys.items() if key in kept}
     missing = sorted((t for t in trials if t not in files), key=cost, reverse=True)
     console.print(f"{len(trials)} trials, {len(files)} of them kept from before")
+    if others := len(kept) - len(files):
+        console.print(f"{others} trials of other commands go when this run is complete")
     place = options.cluster or f"{options.jobs} at a time"
     console.print(f"{len(missing)} to train, {place}; the first take a while")
     console.print("network       dropout  l. rate  batch  seed  val.acc.  done")
@@ -304,8 +304,7 @@ def train_all(trials, data, folder, options):
     try:
         with workers(missing, data, folder, options) as (running, cost_done), bar:
             while running:
-                ended, _ = futures.wait(running, 0.5, futures.FIRST_COMPLETED)
-                for future in ended:
+                for future in futures.wait(running, 0.5, futures.FIRST_COMPLETED).done:
                     trial = running.pop(future)
                     content = future.result()
                     if not options.cluster:
@@ -364,10 +363,9 @@ def score_file(path, test):
     model = util.load_classifier(path)
     images, labels = test
     images = (images / np.float32(255)).reshape(-1, *model.input_shape[1:])
-    probabilities = model(images, training=False)
+    probabilities = np.array(model(images, training=False))
     loss = keras.losses.CategoricalCrossentropy()(labels, probabilities)
     loss = float(loss) + float(sum(model.losses))  # with the penalty, as in `evaluate`
-    probabilities = np.array(probabilities)
     true, predicted = labels.argmax(1), probabilities.argmax(1)
     averages = {"average": "macro", "zero_division": 0}
     *means, _ = precision_recall_fscore_support(true, predicted, **averages)

@@ -248,7 +248,7 @@ def import_tensorflow():
         import keras
         import tensorflow
     except Exception as error:  # noqa: BLE001 - whatever a broken installation raises
-        raise InputError(f"TensorFlow and Keras do not start: {error}") from None
+        raise InputError(f"Keras (see keras.json) does not start: {error}") from None
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
@@ -304,12 +304,12 @@ def load_classifier(path):
         with h5py.File(path) as file:
             check_configuration(json.loads(file.attrs["model_config"]))
         model = keras.models.load_model(path, compile=False)
-        last, takes, gives = model.layers[-1], model.input_shape, model.output_shape
-        if takes[1:] not in ((28, 28), (28, 28, 1), (784,)) or gives[1:] != (10,):
-            raise InputError(f"{takes} to {gives} is not 28 x 28 images to 10 classes")
-        model(np.zeros((1, *takes[1:]), "float32"))  # fails if it does not take numbers
-        if not isinstance(last, keras.layers.Dense):
-            raise InputError(f"its last layer is a {type(last).__name__}, not a Dense")
+        last, takes = model.layers[-1], model.input_shape[1:]
+        if takes not in ((28, 28), (28, 28, 1), (784,)):
+            raise InputError(f"it takes {takes}, not 28 x 28 images")
+        gives = np.shape(model(np.zeros((1, *takes), "float32")))[1:]
+        if gives != (10,) or not isinstance(last, keras.layers.Dense):
+            raise InputError(f"it ends with {last.name} {gives}, not a Dense (10,)")
     except Exception as error:  # noqa: BLE001 - Keras and h5py raise nearly every kind
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: no model that we can use: {reason:.200}") from None
@@ -343,7 +343,7 @@ def new_figure(rows, columns, size, title):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(title.encode(errors="replace").decode(), parse_math=False)
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 

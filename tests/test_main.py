@@ -538,7 +538,7 @@ def test_a_cluster_that_fails_is_told_in_one_line(
 
 # --------------------------------------------------------- what the repository holds
 RESULTS = PROJECT / "models/results.csv"
-SHA256 = "fe61cc5256df7187a11977ca974ae7cf7bce1a2e0feddd78ef1f560bc73aa1ec"
+SHA256 = "3d59b946043ef934d775ce5bda17ba0d365f4c44847ad07872f4a642470b4559"
 
 
 @pytest.fixture
