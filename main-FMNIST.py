@@ -363,9 +363,10 @@ def score_file(path, test):
     model = util.load_classifier(path)
     images, labels = test
     images = (images / np.float32(255)).reshape(-1, *model.input_shape[1:])
-    probabilities = np.array(model(images, training=False))
+    probabilities = model(images, training=False)  # a tensor that knows its logits
     loss = keras.losses.CategoricalCrossentropy()(labels, probabilities)
     loss = float(loss) + float(sum(model.losses))  # with the penalty, as in `evaluate`
+    probabilities = np.array(probabilities)
     true, predicted = labels.argmax(1), probabilities.argmax(1)
     averages = {"average": "macro", "zero_division": 0}
     *means, _ = precision_recall_fscore_support(true, predicted, **averages)

@@ -204,6 +204,17 @@ def test_plain_keras_measures_the_same_and_trains_on(whole, data):
         assert model.evaluate(images, labels, verbose=0)[0] < loss
 
 
+def test_a_sure_mistake_costs_what_keras_says(main, data, tmp_path):
+    """Keras takes the loss from the logits; probabilities would be clipped at 1e-7."""
+    model = main.build_model(main.Trial("tyler", False, 0.3, 0.001, 64, 1, 0))
+    model.layers[-1].kernel.assign(1000 * model.layers[-1].kernel)
+    model.save(tmp_path / "model.h5")
+    images, labels = data[2]
+    loss, _ = model.evaluate(images / 255, labels, verbose=0)
+    scores = main.score_file(tmp_path / "model.h5", data[2])[1]
+    assert scores["loss"] == pytest.approx(loss, rel=1e-4) and loss > 20
+
+
 def test_repeats_show_their_spread_and_change_no_weights(whole, alone):
     assert_same(alone.folder, whole.folder, MODELS)  # with other --jobs and trials, too
     table = alone.output.partition("Test results")[2].splitlines()
