@@ -624,5 +624,5 @@ def test_readme_code_runs(published, util, real_data_dir, tmp_path):
     short = {"KERAS_HOME": str(tmp_path), "KERAS_MAX_STEPS_PER_EPOCH": "9"}
     command = [sys.executable, "-c", "\n".join(parts)]
     options = {"cwd": tmp_path, "env": {**os.environ, **short}, "text": True}
-    assert "Ankle boot" in subprocess.check_output(command, **options)
+    assert "Ankle-boot" in subprocess.check_output(command, **options)
     assert (tmp_path / "my-model.keras").exists()
