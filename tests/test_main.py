@@ -619,7 +619,7 @@ def test_readme_code_runs(published, util, real_data_dir, tmp_path):
     (tmp_path / "datasets" / "fashion-mnist").symlink_to(real_data_dir)
     (tmp_path / "models").symlink_to(PROJECT / "models")
     boot = util.load_data(real_data_dir)[2][0][0]
-    Image.fromarray(255 - boot).resize((280, 280)).save(tmp_path / "my-picture.png")
+    Image.fromarray(255 - boot).resize((280, 280)).save(tmp_path / "my.png")
     parts = [part.split("```")[0] for part in published[1].split("```python\n")[1:]]
     short = {"KERAS_HOME": str(tmp_path), "KERAS_MAX_STEPS_PER_EPOCH": "9"}
     command = [sys.executable, "-c", "\n".join(parts)]
