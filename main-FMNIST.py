@@ -265,8 +265,8 @@ def cluster_workers(trials, data, folder, options):
         from distributed import Client, KilledWorker
 
         logging.disable()  # Dask's log lines; its errors reach us as exceptions
-        client = Client(options.cluster, timeout=10)
-        client.wait_for_workers(1, timeout=10)
+        client = Client(options.cluster, timeout=util.TIMEOUT)
+        client.wait_for_workers(1, timeout=util.TIMEOUT)
         for name in ("util-FMNIST.py", "model-FMNIST.py", "main-FMNIST.py"):
             client.upload_file(str(HERE / name))
         ours, theirs = util.library_versions(), client.run(util.library_versions)
