@@ -3,14 +3,15 @@
     python main-FMNIST.py
 
 trains Tyler and Jackson, without and with L2 regularization; moves one hyperparameter
-of Tyler at a time; saves the four models and the plots; and ends with a table of test
-results. The authors report an accuracy of 88 %.
+of Tyler at a time; saves the four models, tables and plots; and ends with a table of
+test results. A training that is finished is kept, and never done again.
 """
 
 import argparse
-import contextlib
+import asyncio
 import gc
 import importlib
+import importlib.metadata
 import logging
 import math
 import multiprocessing
@@ -26,7 +27,7 @@ from typing import NamedTuple
 import joblib
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -38,12 +39,33 @@ STUDY = {  # the published values
     "learning_rate": (0.0001, 0.0003, 0.001, 0.003, 0.01),
     "batch_size": (32, 64, 128, 256, 512),
 }  # the accuracies after 10, 20, 30, 40 and 50 epochs come from a single trial
+LIMITS = {  # the lowest and the highest value
+    "dropout_rate": (0, 0.99),
+    "learning_rate": (1e-12, 1e12),
+    "batch_size": (1, 10**6),
+    "epochs": (1, 10**6),
+    "seed": (0, 10**7),
+    "repeats": (1, 1000),
+    "jobs": (1, 61 if os.name == "nt" else 1000),  # Windows waits for 61 processes
+}
 SCORES = ("loss", "accuracy", "precision", "recall", "f1")
+PUBLISHED = "0.8882, 0.8786, 0.8915 and 0.8716"  # of the four models, in their order
+LABELS = {
+    "model_tyler_0": "Tyler",
+    "model_tyler_1": "Tyler + L2",
+    "model_jackson_0": "Jackson",
+    "model_jackson_1": "Jackson + L2",
+}
+COMPARISONS = (
+    ("Tyler", "Jackson"),
+    ("Tyler", "Tyler + L2"),
+    ("Jackson", "Jackson + L2"),
+)
 
 
 # ------------------------------------------------------------------------ the trials
-class Trial(NamedTuple):
-    """The setting of one training. Equal trials are trained once, on one thread."""
+class Setting(NamedTuple):
+    """What is trained: a network and its hyperparameters."""
 
     architecture: str  # "tyler" or "jackson"
     use_regularizer: bool
@@ -51,90 +73,110 @@ class Trial(NamedTuple):
     learning_rate: float
     batch_size: int  # images
     epochs: int
-    seed: int
 
     @property
-    def network(self):
+    def label(self):
         return self.architecture.title() + (" + L2" if self.use_regularizer else "")
 
     @property
-    def model_name(self):
-        return f"model_{self.architecture}_{self.use_regularizer:d}"
-
-    def __str__(self):
-        rates = f"{self.dropout_rate:7g}  {self.learning_rate:7g}"
-        return f"{self.network:12}  {rates}  {self.batch_size:5}  {self.seed:4}"
+    def name(self):
+        return f"{self.architecture}_{self.use_regularizer:d}"
 
 
-def final_trials(options):
-    """The trials of the four published models, with the first seed."""
-    setting = (options.dropout_rate, options.learning_rate, options.batch_size)
+class Trial(NamedTuple):
+    """One training. Its result depends on these two alone."""
+
+    setting: Setting
+    seed: int
+
+
+class Point(NamedTuple):
+    """A dot of the study's plot: what the setting reaches after this epoch."""
+
+    hyperparameter: str
+    value: float
+    setting: Setting
+    epoch: int
+
+
+def final_settings(options):
+    """The settings of the four published models."""
     return [
-        Trial(architecture, use_regularizer, *setting, options.epochs, options.seed)
+        Setting(
+            architecture,
+            use_regularizer,
+            options.dropout_rate,
+            options.learning_rate,
+            options.batch_size,
+            options.epochs,
+        )
         for architecture in ("tyler", "jackson")
         for use_regularizer in (False, True)
     ]
 
 
 def study_points(final):
-    """The study: (hyperparameter, value, trial, the epoch whose accuracy counts)."""
+    """The study's points. Each moves one value of Tyler's final setting, the centre."""
     points = []
-    for centre in final[:2]:  # Tyler without and with L2; each point moves one value
+    for centre in final:
+        if centre.architecture != "tyler":
+            continue
         for name, published in STUDY.items():
             for value in sorted({*published, getattr(centre, name)}):
-                trial = centre._replace(**{name: value})
-                points.append((name, value, trial, trial.epochs))
-        fifths = sorted({math.ceil(centre.epochs * i / 5) for i in range(1, 6)})
-        points += [("epochs", epoch, centre, epoch) for epoch in fifths]
+                setting = centre._replace(**{name: value})
+                points.append(Point(name, value, setting, setting.epochs))
+        for epoch in sorted({math.ceil(centre.epochs * i / 5) for i in range(1, 6)}):
+            points.append(Point("epochs", epoch, centre, epoch))
     return points
 
 
-def with_seeds(trials, options):
-    """Each of the trials, once, with each of the run's seeds."""
-    seeds = range(options.seed, options.seed + options.repeats)
-    return [t._replace(seed=seed) for t in dict.fromkeys(trials) for seed in seeds]
-
-
 # -------------------------------------------------------------------------- one trial
-
-building = threading.Lock()  # a Dask worker may run trials in several threads
-
-
 def train_trial(trial, train, validation, epoch_ended=lambda: None):
     """Train one network and return its .h5 file as bytes.
 
     `train` and `validation` are (images, labels) as `util.load_data` gives them. The
-    file has the model and its history, a value per metric and epoch. If a value is not
-    finite, training stops, and the values from this epoch on are NaN.
+    file has the model, the trial, and the history: a value per metric and epoch. If a
+    value or a weight is not finite, training stops, and the values from this epoch on
+    are NaN.
     """
     gc.collect()  # frees the last trial's graphs, 70 MiB that refer to each other
-    with building:
-        tf, _ = util.import_tensorflow()
-        model = build_model(trial)
+    tf, _ = util.import_tensorflow()
+    setting = trial.setting
     x_train, y_train = map(tf.constant, train)
     x_val, y_val = map(tf.constant, validation)
-    run_epoch = epoch_function(model)
+    model = build_model(trial)
+    run_epoch = epoch_function(model, setting.learning_rate)
     random = np.random.default_rng(trial.seed)
-    history = np.full((trial.epochs, len(util.METRICS)), math.nan)
-    for epoch in range(trial.epochs):
+    validation_order = np.arange(len(x_val), dtype="int32")
+    history = np.full((setting.epochs, len(util.METRICS)), math.nan)
+    for epoch in range(setting.epochs):
         order = random.permutation(len(x_train)).astype("int32")
-        trained = run_epoch(x_train, y_train, order, trial.batch_size, training=True)
-        order = np.arange(len(x_val), dtype="int32")
-        validated = run_epoch(x_val, y_val, order, 1000, training=False)
+        trained = run_epoch(x_train, y_train, order, setting.batch_size, training=True)
+        validated = run_epoch(x_val, y_val, validation_order, 1000, training=False)
         values = np.array([*trained, *validated])
-        if not np.isfinite(values).all():
-            break
+        if not all(np.isfinite(x).all() for x in (values, *model.get_weights())):
+            break  # weights, too: the graph's fused operations turn some NaN into 0
         history[epoch] = values
         epoch_ended()
-    return util.to_hdf5(model, dict(zip(util.METRICS, history.T)))
+    description = {**setting._asdict(), "seed": trial.seed}
+    description["training_images"] = len(x_train)
+    for library, version in util.library_versions().items():
+        description[f"{library}_version"] = version
+    metrics = dict(zip(util.METRICS, history.T))
+    return util.model_file(model, setting.learning_rate, metrics, description)
 
 
 def build_model(trial):
-    """The trial's network, compiled. Weights and dropout depend on its seed alone."""
+    """The trial's network. Its weights and dropout depend on the trial's seed alone.
+
+    Each layer gets a seed of its own. Keras's global seed would not do, as a Dask worker
+    may train two trials at a time.
+    """
     _, keras = util.import_tensorflow()
+    setting = trial.setting
     networks = importlib.import_module("model-FMNIST")
-    build = getattr(networks, f"build_{trial.architecture}")
-    model = build(10, trial.use_regularizer, trial.dropout_rate)
+    build = getattr(networks, f"build_{setting.architecture}")
+    model = build(10, setting.use_regularizer, setting.dropout_rate)
     for index, layer in enumerate(model.layers):
         layer_seed = 100 * trial.seed + index  # networks have fewer than 100 layers
         if isinstance(layer, keras.layers.Dense):
@@ -142,21 +184,20 @@ def build_model(trial):
             layer.kernel.assign(initializer(layer.kernel.shape))
         elif isinstance(layer, keras.layers.Dropout) and layer.rate:
             layer.seed_generator.state.assign([layer_seed, 0])  # as Dropout(seed=...)
-    optimizer = keras.optimizers.Adam(trial.learning_rate, name="adam")
-    model.compile(optimizer, loss="categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
-def epoch_function(model):
+def epoch_function(model, learning_rate):
     """A function that takes the model through a whole epoch, as one TensorFlow graph.
 
     run_epoch(images, labels, order, batch_size, training) returns the images' mean loss
     and accuracy, as `model.fit` counts them. `order` has their numbers, int32 (n,).
+    Why not `fit`: it does the same arithmetic, but returns to Python for every batch.
     """
     tf, keras = util.import_tensorflow()
     cross_entropy = keras.losses.CategoricalCrossentropy()
     weights = [weight.value for weight in model.trainable_variables]
-    update_weights = adam(model.optimizer, weights)
+    update_weights = adam_function(weights, learning_rate)
 
     @tf.function
     def run_epoch(images, labels, order, batch_size, training):
@@ -178,7 +219,7 @@ def epoch_function(model):
     return run_epoch
 
 
-def adam(optimizer, weights):
+def adam_function(weights, learning_rate):
     """A function that takes gradients and changes the weights by one step of Adam.
 
     At step t, for each weight w with the gradient g:
@@ -186,46 +227,118 @@ def adam(optimizer, weights):
         v = beta_2 * v + (1 - beta_2) * g * g        the mean squared gradient
         rate = learning_rate * sqrt(1 - beta_2**t) / (1 - beta_1**t)
         w = w - rate * m / (sqrt(v) + epsilon)
+    TensorFlow does this in one operation per weight. Keras's optimizer takes a dozen.
     """
     tf, _ = util.import_tensorflow()
-    beta_1, beta_2 = optimizer.beta_1, optimizer.beta_2
-    constants = {"beta1": beta_1, "beta2": beta_2, "epsilon": optimizer.epsilon}
-    constants["lr"] = float(optimizer.learning_rate)
+    beta_1 = util.ADAM["beta_1"]
+    beta_2 = util.ADAM["beta_2"]
     step = tf.Variable(0.0)
     means = [tf.Variable(tf.zeros_like(w)) for w in weights]
     squares = [tf.Variable(tf.zeros_like(w)) for w in weights]
 
     def update_weights(gradients):
         t = step.assign_add(1)
-        powers = {"beta1_power": beta_1**t, "beta2_power": beta_2**t}
+        beta_1_power = beta_1**t
+        beta_2_power = beta_2**t
         for w, m, v, g in zip(weights, means, squares, gradients):
-            tf.raw_ops.ResourceApplyAdam(  # faster than the Keras optimizer's dozen
-                var=w.handle, m=m.handle, v=v.handle, grad=g, **powers, **constants
+            tf.raw_ops.ResourceApplyAdam(
+                var=w.handle,
+                m=m.handle,
+                v=v.handle,
+                grad=g,
+                beta1_power=beta_1_power,
+                beta2_power=beta_2_power,
+                lr=learning_rate,
+                beta1=beta_1,
+                beta2=beta_2,
+                epsilon=util.ADAM["epsilon"],
             )
 
     return update_weights
 
 
 # --------------------------------------------------------------- many trials at a time
+def train_missing(trials, data, store, options):
+    """Train the trials that the store lacks. Return {trial: its .h5 file} of all.
+
+    If a worker process dies, new ones train what is still missing.
+    """
+    keys = util.trial_keys(trials, data)
+    stored = {} if options.fresh else util.stored_trials(store)
+    files = {trial: stored[key] for trial, key in keys.items() if key in stored}
+    console.print(f"{len(trials)} trials, {len(files)} of them trained before")
+    missing = [trial for trial in trials if trial not in files]
+    if not missing:
+        return files
+    missing.sort(key=cost, reverse=True)  # so that no long one starts last
+    total = sum(map(cost, missing))
+    place = options.cluster or f"{options.jobs} at a time"
+    console.print(f"{len(missing)} to train, {place}")
+    console.print("network       dropout  l. rate  batch  seed  val.acc.  done")
+    columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
+    bar = Progress(*columns, console=console, disable=not console.is_terminal)
+    task = bar.add_task("Training", total=total)
+
+    def show_progress(cost_of_running=0):
+        finished = total - sum(map(cost, missing))
+        bar.update(task, completed=finished + cost_of_running)
+
+    train = train_on_cluster if options.cluster else train_here
+    deaths = 0
+    with bar:
+        while missing:
+            try:
+                trained = train([*missing], keys, data, store, options, show_progress)
+                for trial, path in trained:
+                    files[trial] = path
+                    missing.remove(trial)
+                    deaths = 0
+                    console.print(f"{trial_line(trial, path)}  {len(files):4}")
+            except futures.BrokenExecutor:
+                deaths += 1
+                if deaths == 3:
+                    problem = "the workers die, three in a row"
+                    raise util.InputError(f"{problem}: is there memory for --jobs?")
+                console.print("A worker process died. New ones train what is missing.")
+    return files
+
+
 def cost(trial):
-    """About how long the trial takes, in some unit. Smaller batches mean more steps."""
-    per_image = {"tyler": 1, "jackson": 4}[trial.architecture]
-    return trial.epochs * (per_image + 16 / trial.batch_size)
+    """About how long a trial takes, in some unit. Smaller batches mean more steps."""
+    per_image = {"tyler": 1, "jackson": 4}[trial.setting.architecture]
+    return trial.setting.epochs * (per_image + 16 / trial.setting.batch_size)
 
 
-@contextlib.contextmanager
-def local_workers(trials, data, folder, options):
-    """Train in processes here. Yield {future: trial}, and the cost done so far."""
+def trial_line(trial, path):
+    label = trial.setting.label
+    _, _, dropout_rate, learning_rate, batch_size, _ = trial.setting
+    accuracy = util.read_history(path)["val_accuracy"][-1]
+    result = "diverged" if math.isnan(accuracy) else f"{accuracy:.4f}"
+    rates = f"{dropout_rate:7g}  {learning_rate:7g}"
+    return f"{label:12}  {rates}  {batch_size:5}  {trial.seed:4}  {result:8}"
+
+
+def train_here(trials, keys, data, store, options, show_progress):
+    """Train in processes of this machine. Yield (trial, its file in the store)."""
     spawn = multiprocessing.get_context("spawn")
-    cost_done = spawn.RawValue("d")
-    shared = (cost_done, str(folder / "temporary"))
+    epochs_done = spawn.RawArray("i", len(trials))
+    shared = (epochs_done, store / "temporary")
     pool = futures.ProcessPoolExecutor(options.jobs, spawn, start_worker, shared)
-    # Workers start while Ctrl-C is ignored, so they ignore it, too. We do not.
+    # Workers inherit that Ctrl-C is ignored: it reaches this process, which ends them.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        running = {pool.submit(train_in_worker, t, options): t for t in trials}
+        running = {}
+        for number, trial in enumerate(trials):
+            work = (number, trial, keys[trial], store, options)
+            running[pool.submit(train_in_worker, *work)] = number
         signal.signal(signal.SIGINT, handler)
-        yield running, cost_done
+        while running:
+            for future in futures.wait(running, 0.5, futures.FIRST_COMPLETED).done:
+                yield trials[running.pop(future)], future.result()
+            epoch_costs = [cost(t) / t.setting.epochs for t in trials]
+            show_progress(
+                sum(epochs_done[n] * epoch_costs[n] for n in running.values())
+            )
     finally:
         signal.signal(signal.SIGINT, handler)
         for process in multiprocessing.active_children():
@@ -233,13 +346,15 @@ def local_workers(trials, data, folder, options):
         pool.shutdown()
 
 
-def start_worker(shared_number, folder):
+def start_worker(shared_array, folder):
     """Prepare a new worker process. Its temporary files go into the folder."""
-    global cost_done
-    cost_done, tempfile.tempdir = shared_number, folder
+    global epochs_done
+    epochs_done = shared_array
+    tempfile.tempdir = str(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows it is not inherited
     # Keras imports these two if it can, which costs a worker 80 MiB and a second.
-    sys.modules["sklearn"] = sys.modules["matplotlib"] = None  # makes that fail
+    sys.modules["sklearn"] = None  # makes that fail
+    sys.modules["matplotlib"] = None
 
     def end_with_parent():
         multiprocessing.parent_process().join()
@@ -248,32 +363,32 @@ def start_worker(shared_number, folder):
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def train_in_worker(trial, options):
-    def epoch_ended():  # without a lock: one of two additions at a time may be lost
-        cost_done.value += cost(trial) / trial.epochs
+def train_in_worker(number, trial, key, store, options):
+    """Train a trial and return its file in the store.
+
+    The content would be a large message. The pool hangs if a worker dies sending one.
+    """
+
+    def epoch_ended():
+        epochs_done[number] += 1
 
     train, validation, _ = util.load_data(options.data_dir, options.quick)
-    path = Path(tempfile.mkdtemp(), "trial.h5")
-    path.write_bytes(train_trial(trial, train, validation, epoch_ended))
-    return path  # not the bytes: a worker killed as it sends them would hang the pool
+    content = train_trial(trial, train, validation, epoch_ended)
+    return util.keep_trial(store, key, content)
 
 
-@contextlib.contextmanager
-def cluster_workers(trials, data, folder, options):
-    """The same on a Dask cluster. Each worker gets our code and a copy of the data."""
+def train_on_cluster(trials, keys, data, store, options, show_progress):
+    """The same on a Dask cluster. Each worker gets our scripts and a copy of the data."""
+    named = f"--cluster {options.cluster}"
     try:
-        from distributed import Client, KilledWorker
+        from distributed import Client, CommClosedError, KilledWorker
 
         logging.disable()  # Dask's log lines; its errors reach us as exceptions
         client = Client(options.cluster, timeout=util.TIMEOUT)
         client.wait_for_workers(1, timeout=util.TIMEOUT)
-        for name in ("util-FMNIST.py", "model-FMNIST.py", "main-FMNIST.py"):
-            client.upload_file(str(HERE / name))
-        ours, theirs = util.library_versions(), client.run(util.library_versions)
-        if any(versions != ours for versions in theirs.values()):
-            raise ValueError(f"versions differ, {ours} here, {theirs} there")
-    except (ImportError, OSError, ValueError) as error:
-        raise util.InputError(f"--cluster {options.cluster}: {error}") from None
+        send_scripts(client)
+    except (ImportError, OSError, ValueError, asyncio.TimeoutError) as error:
+        raise util.InputError(f"{named}: {error}") from None
     # Here, our module is called "__main__". Workers know it by its file's name.
     train = importlib.import_module("main-FMNIST").train_trial
     try:
@@ -281,161 +396,285 @@ def cluster_workers(trials, data, folder, options):
             data = client.scatter(data, broadcast=True)
             pool = client.get_executor(retries=2)
             running = {pool.submit(train, trial, *data): trial for trial in trials}
-            yield running, multiprocessing.RawValue("d")
-    except (futures.CancelledError, KilledWorker) as error:
-        raise util.InputError(f"--cluster {options.cluster} is lost: {error}") from None
+            for future in futures.as_completed(running):
+                trial = running.pop(future)
+                yield trial, util.keep_trial(store, keys[trial], future.result())
+                show_progress()
+    except (futures.CancelledError, CommClosedError, KilledWorker) as error:
+        reason = str(error) or type(error).__name__
+        raise util.InputError(f"{named} is lost: {reason}") from None
 
 
-def train_all(trials, data, folder, options):
-    """Train the trials that are not kept yet. Return {trial: its .h5 file}."""
-    keys = util.trial_keys(trials, data)
-    kept = util.find_kept_trials(folder)
-    files = {trial: kept[key] for trial, key in keys.items() if key in kept}
-    missing = sorted((t for t in trials if t not in files), key=cost, reverse=True)
-    console.print(f"{len(trials)} trials, {len(files)} of them kept from before")
-    if others := len(kept) - len(files):
-        console.print(f"{others} trials of other commands go when this run is complete")
-    place = options.cluster or f"{options.jobs} at a time"
-    console.print(f"{len(missing)} to train, {place}; the first take a while")
-    console.print("network       dropout  l. rate  batch  seed  val.acc.  done")
-    workers = cluster_workers if options.cluster else local_workers
-    bar = Progress(console=console, disable=not console.is_terminal)
-    task = bar.add_task("Training", total=sum(map(cost, missing)))
-    try:
-        with workers(missing, data, folder, options) as (running, cost_done), bar:
-            while running:
-                for future in futures.wait(running, 0.5, futures.FIRST_COMPLETED).done:
-                    trial = running.pop(future)
-                    content = future.result()
-                    if not options.cluster:
-                        content = content.read_bytes()
-                    files[trial] = util.keep_trial(folder, keys[trial], content)
-                    accuracy = util.read_history(files[trial])["val_accuracy"][-1]
-                    result = "diverged" if math.isnan(accuracy) else f"{accuracy:.4f}"
-                    console.print(f"{trial}  {result:8}  {len(files):4}")
-                done = sum(cost(trial) for trial in missing if trial in files)
-                cost_done.value = max(cost_done.value, done)
-                bar.update(task, completed=cost_done.value)
-    except futures.BrokenExecutor:
-        if files.keys().isdisjoint(missing):
-            raise util.InputError("the workers die: is there memory for --jobs?")
-        console.print("A worker process died. New ones train what is missing.")
-        return train_all(trials, data, folder, options)
-    return files
+def send_scripts(client):
+    """Send our scripts to the workers. Raises ValueError if other ones are there.
+
+    A worker imports a script once, and another run's trials may be using it.
+    """
+    scripts = {name: (HERE / name).read_bytes() for name in util.SCRIPTS}
+    versions = util.library_versions()
+
+    def what_differs(dask_worker):  # Dask sends a local function as code
+        for library, version in versions.items():
+            if importlib.metadata.version(library) != version:
+                return f"versions differ: it has not {library} {version}"
+        for name, script in scripts.items():
+            path = Path(dask_worker.local_directory, name)
+            if path.exists() and path.read_bytes() != script:
+                return f"another {name} is in use there: restart it"
+
+    for worker, problem in client.run(what_differs).items():
+        if problem:
+            raise ValueError(f"the worker {worker}: {problem}")
+    for name in util.SCRIPTS:
+        client.upload_file(str(HERE / name), load=False)
 
 
 # ------------------------------------------------------------------------- the stages
 def run_experiment(options):
     """The stages in their order."""
     train, validation, test = util.load_data(options.data_dir, options.quick)
-    final = final_trials(options)
-    study = [] if options.no_sweep else study_points(final)
-    trials = with_seeds([*final, *(trial for _, _, trial, _ in study)], options)
-    folders = util.output_folders(options.output_dir, options.fresh)
-    with folders as (kept, models, plots):
-        files = train_all(trials, (train, validation), kept, options)
-        histories = {trial: util.read_history(files[trial]) for trial in trials}
+    final = final_settings(options)
+    points = [] if options.no_sweep else study_points(final)
+    settings = list(dict.fromkeys([*final, *(point.setting for point in points)]))
+    seeds = range(options.seed, options.seed + options.repeats)
+    trials = [Trial(setting, seed) for setting in settings for seed in seeds]
+    folder = output_folder(options)
+    for name in ("models", "plots"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    with util.open_store(folder / ".trials"):
+        files = train_missing(trials, (train, validation), folder / ".trials", options)
+        histories = read_histories(settings, seeds, files)
+        study = study_rows(points, final, histories)
         console.print("Testing the models")
-        results, predictions = [], {}
-        for trial in with_seeds(final, options):
-            _, scores, predictions[trial] = score_file(files[trial], test)
-            results.append({"model": trial.model_name, **trial._asdict(), **scores})
-        for trial in final:
-            (models / f"{trial.model_name}.h5").write_bytes(files[trial].read_bytes())
-        util.write_csv(models / "results.csv", results)
-        rows = []
-        for trial, history in histories.items():
-            for epoch, values in enumerate(zip(*history.values()), start=1):
-                scores = dict(zip(history, values))
-                rows.append({**trial._asdict(), "epoch": epoch, **scores})
-        util.write_csv(models / "history.csv", rows)
-        console.print("Drawing the plots")
-        draw(plots, final, study, histories, predictions, test, options)
-    report(results, final, options)
-    console.print(f"The files are in models/ and plots/ of {options.output_dir}")
+        tests = {}
+        for trial in (Trial(setting, seed) for setting in final for seed in seeds):
+            tests[trial] = test_model(util.load_classifier(files[trial]), test)
+        results = result_rows(tests)
+        console.print("Writing models, tables and plots")
+        set_older_study_aside(folder)
+        for setting in final:
+            content = files[Trial(setting, options.seed)].read_bytes()
+            util.write_whole(folder / f"models/model_{setting.name}.h5", content)
+        util.write_csv(folder / "models/history.csv", history_rows(histories, seeds))
+        util.write_csv(folder / "models/results.csv", results)
+        if study:
+            util.write_csv(folder / "models/study.csv", study)
+        draw(folder / "plots", histories, tests, study, test, options)
+    report_study(study)
+    report_results(results)
+    if options.quick:
+        console.print("A quick run does not compare with these.")
+    console.print(f"The files are in models/ and plots/ of {folder}")
 
 
-def score_file(path, test):
-    """Test an .h5 file: (model, scores, class probabilities of shape (n, 10))."""
+def output_folder(options):
+    beside_script = HERE / "quick" if options.quick else HERE
+    return (options.output_dir or beside_script).resolve()
+
+
+def read_histories(settings, seeds, files):
+    """{setting: {metric: array of shape (seeds, epochs)}} out of the trials' files."""
+    histories = {setting: {} for setting in settings}
+    for setting in settings:
+        runs = [util.read_history(files[Trial(setting, seed)]) for seed in seeds]
+        for metric in util.METRICS:
+            histories[setting][metric] = np.array([run[metric] for run in runs])
+    return histories
+
+
+def study_rows(points, final, histories):
+    """The rows of study.csv. Differences are from Tyler's final setting, seed by seed,
+    as a seed means the same first weights and the same order of the images."""
+    rows = []
+    for point in points:
+        [centre] = [
+            setting for setting in final if setting.label == point.setting.label
+        ]
+        accuracies = histories[point.setting]["val_accuracy"][:, point.epoch - 1]
+        mean, deviation = util.mean_and_deviation(accuracies)
+        differences = accuracies - histories[centre]["val_accuracy"][:, -1]
+        difference, error = util.mean_and_error(differences)
+        row = {
+            "hyperparameter": point.hyperparameter,
+            "value": point.value,
+            "use_regularizer": point.setting.use_regularizer,
+            "val_accuracy": mean,
+            "standard_deviation": deviation,
+            "difference": difference,
+            "standard_error": error,
+            "seeds": len(accuracies),
+        }
+        rows.append(row)
+    return rows
+
+
+def test_model(model, test):
+    """Test a network: ({score: value}, class probabilities of shape (n, 10)).
+
+    The loss has the L2 penalty, as Keras counts it. It is NaN for outputs that are no
+    probabilities. All scores are NaN if a weight is.
+    """
     from sklearn.metrics import precision_recall_fscore_support
 
-    _, keras = util.import_tensorflow()
-    model = util.load_classifier(path)
-    images, labels = test
-    images = (images / np.float32(255)).reshape(-1, *model.input_shape[1:])
-    probabilities = model(images, training=False)  # a tensor that knows its logits
-    loss = keras.losses.CategoricalCrossentropy()(labels, probabilities)
-    loss = float(loss) + float(sum(model.losses))  # with the penalty, as in `evaluate`
-    probabilities = np.array(probabilities)
-    true, predicted = labels.argmax(1), probabilities.argmax(1)
-    averages = {"average": "macro", "zero_division": 0}
-    *means, _ = precision_recall_fscore_support(true, predicted, **averages)
-    values = (loss, np.mean(true == predicted), *means)
-    return model, dict(zip(SCORES, map(float, values))), probabilities
+    images, y_test = test
+    x_test = (images / np.float32(255)).reshape(-1, *model.input_shape[1:])
+    model.compile(loss="categorical_crossentropy")
+    loss = model.evaluate(x_test, y_test, batch_size=1000, verbose=0)
+    probabilities = model.predict(x_test, batch_size=1000, verbose=0)
+    if not all(np.isfinite(weights).all() for weights in model.get_weights()):
+        return dict.fromkeys(SCORES, math.nan), probabilities
+    if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
+        loss = math.nan
+    true = y_test.argmax(axis=1)
+    predicted = probabilities.argmax(axis=1)
+    means = {"average": "macro", "zero_division": 0}
+    *means, _ = precision_recall_fscore_support(true, predicted, **means)
+    scores = (loss, np.mean(true == predicted), *means)
+    return dict(zip(SCORES, map(float, scores))), probabilities
 
 
-def draw(folder, final, study, histories, predictions, test, options):
+def history_rows(histories, seeds):
+    """The rows of history.csv: an epoch of a trial each."""
+    rows = []
+    for setting, history in histories.items():
+        for run, seed in enumerate(seeds):
+            for epoch in range(setting.epochs):
+                values = {metric: history[metric][run, epoch] for metric in history}
+                trial = {**setting._asdict(), "seed": seed}
+                rows.append({**trial, "epoch": epoch + 1, **values})
+    return rows
+
+
+def result_rows(tests):
+    """The rows of results.csv: the test of a final model each."""
+    rows = []
+    for (setting, seed), (scores, _) in tests.items():
+        trial = {**setting._asdict(), "seed": seed}
+        rows.append({"model": f"model_{setting.name}", **trial, **scores})
+    return rows
+
+
+def set_older_study_aside(folder):
+    """Rename an earlier run's study: this run's models may have another setting."""
+    for name in ("models/study.csv", "plots/hyperparameters_tyler.png"):
+        path = folder / name
+        if path.exists():
+            os.replace(path, path.with_name(f"older_{path.name}"))
+
+
+def draw(folder, histories, tests, study, test, options):
     """All plots. Those of a single model show the first seed's."""
-    images, labels = test[0], test[1].argmax(1)
-    for trial in final:
-        path = folder / f"{trial.model_name.replace('model', 'confusion_matrix')}.png"
-        util.plot_confusion_matrix(trial.network, labels, predictions[trial], path)
-    util.plot_predictions(images, labels, predictions[final[2]], folder)  # Jackson's
-    runs = {t: [histories[s] for s in with_seeds([t], options)] for t in histories}
-    util.plot_training({trial[:2]: runs[trial] for trial in final}, folder)
-    points = []
-    for name, value, trial, epoch in study:
-        accuracies = [history["val_accuracy"][epoch - 1] for history in runs[trial]]
-        points.append((name, value, trial.use_regularizer, accuracies))
-    if study:
-        util.plot_hyperparameters(points, final[0], folder)
-
-
-def report(results, final, options):
-    """The table of results: means over the seeds, and standard deviations below."""
-    row = "{:12} {:>8} {:>8} {:>9} {:>8} {:>8}".format
-    console.print("\n" + row("Test results", *SCORES))
-    for trial in final:
-        tests = [test for test in results if test["model"] == trial.model_name]
-        mean, spread = util.mean_and_spread([[t[s] for s in SCORES] for t in tests])
-        console.print(row(trial.network, *[f"{value:.4f}" for value in mean]))
+    note = "A quick run: small differences are chance." if options.quick else ""
+    images, labels = test[0], test[1].argmax(axis=1)
+    final = {setting: histories[setting] for setting, _ in tests}
+    for setting in final:
+        trial = Trial(setting, options.seed)
+        scores, probabilities = tests[trial]
+        label = setting.label
         if options.repeats > 1:
-            console.print(row("", *[f"±{value:.4f}" for value in spread]))
-    note = "; a quick run does not compare" if options.quick else ""
-    console.print(f"The authors report an accuracy of about 0.88{note}.")
+            label += f", seed {options.seed}"
+        title = f"{label}: test accuracy {scores['accuracy']:.2%}"
+        path = folder / f"confusion_matrix_{setting.name}.png"
+        util.plot_confusion_matrix(title, labels, probabilities, path, note)
+        if not setting.use_regularizer:
+            path = folder / f"architecture_{setting.architecture}.png"
+            util.plot_architecture(build_model(trial), path)
+        if setting.label == "Jackson":
+            path = folder / "predictions.png"
+            util.plot_predictions(label, images, labels, probabilities, path, note)
+    util.plot_training(final, folder, note)
+    if study:
+        centre = next(iter(final))
+        path = folder / "hyperparameters_tyler.png"
+        util.plot_hyperparameters(study, centre, path, note)
+
+
+def report_study(study):
+    """The study in 60 columns. `study` has the points without L2 first."""
+    half = len(study) // 2
+    if study:
+        console.print(f"\nStudy{'without L2':>26}{'with L2':>20}")
+    for pair in zip(study[:half], study[half:]):
+        name = pair[0]["hyperparameter"].replace("_", " ")
+        cells = [
+            "{val_accuracy:.4f} {difference:+.4f} ±{standard_error:.4f}".format(**row)
+            for row in pair
+        ]
+        console.print(f"{name:13} {pair[0]['value']:<6g}", *cells)
+
+
+def report_results(results):
+    """The test results: means over the seeds and, below, standard deviations."""
+    line = "{:12} {:>8} {:>8} {:>9} {:>8} {:>8}".format
+    console.print("\n" + line("Test results", *SCORES))
+    accuracies = {}
+    for model in dict.fromkeys(row["model"] for row in results):
+        rows = [row for row in results if row["model"] == model]
+        scores = np.array([[row[score] for score in SCORES] for row in rows])
+        mean, deviation = util.mean_and_deviation(scores)
+        accuracies[LABELS[model]] = scores[:, SCORES.index("accuracy")]
+        cells = [f"{value:.4f}".replace("nan", "diverged") for value in mean]
+        console.print(line(LABELS[model], *cells))
+        if len(rows) > 1:
+            console.print(line("", *[f"±{value:.4f}" for value in deviation]))
+    for one, other in COMPARISONS:
+        difference, error = util.mean_and_error(accuracies[one] - accuracies[other])
+        if len(accuracies[one]) > 1:
+            console.print(
+                f"{one} - {other}: {difference:+.4f}, standard error {error:.4f}"
+            )
+    console.print(f"Published accuracies: {PUBLISHED}")
 
 
 def evaluate_files(options):
-    """--evaluate: layers, scores and confusion matrix of saved models."""
+    """--evaluate: what saved models are, and how they score."""
     from sklearn.metrics import classification_report
 
     *_, test = util.load_data(options.data_dir, options.quick)
-    labels, folder = test[1].argmax(1), options.output_dir.resolve()
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
-    ours = [folder / f"models/{t.model_name}.h5" for t in final_trials(options)]
-    table = {"labels": range(10), "target_names": util.CLASS_NAMES, "zero_division": 0}
-    for path in map(Path, options.evaluate or ours):
-        model, scores, probabilities = score_file(path, test)
+    labels = test[1].argmax(axis=1)
+    folder = output_folder(options)
+    final = [folder / f"models/model_{s.name}.h5" for s in final_settings(options)]
+    pictures = set()
+    for path in map(Path, options.evaluate or final):
+        model = util.load_classifier(path)
         console.print(f"\n{path}")
-        model.summary(print_fn=console.print)
+        for layer in util.layer_table(model):
+            console.print("{:20} {:8} {:>8}  {:22} {:9,}".format(*layer))
+        for name, value in util.read_description(path).items():
+            console.print(f"{name:20} {value}")
+        scores, probabilities = test_model(model, test)
+        table = {
+            "labels": range(10),
+            "target_names": util.CLASS_NAMES,
+            "zero_division": 0,
+        }
         console.print(classification_report(labels, probabilities.argmax(1), **table))
         console.print(*[f"{name} {value:.4f}" for name, value in scores.items()])
-        name = path.stem.removeprefix("model_")
-        if path.resolve() not in ours:  # no two files get the same picture
-            name = f"{path.stem:.50}_{joblib.hash(str(path.resolve())):.8}"
-        picture = folder / f"plots/confusion_matrix_{name}.png"
-        util.plot_confusion_matrix(path.stem, labels, probabilities, picture)
-        console.print(picture)
+        if math.isnan(scores["loss"]):
+            console.print("It has no loss: its outputs are no probabilities.")
+        if options.output_dir:
+            name = path.stem
+            if path.resolve() not in final:
+                name = f"{path.resolve().parent.name:.40}_{path.stem:.80}"
+            while name in pictures:
+                name += "_again"
+            pictures.add(name)
+            picture = folder / f"plots/confusion_matrix_{name}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            title = f"{path.stem}: test accuracy {scores['accuracy']:.2%}"
+            util.plot_confusion_matrix(title, labels, probabilities, picture)
+            console.print(picture)
 
 
 # -------------------------------------------------------------------- the command line
 def parse_options(arguments):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    about = "Fashion-MNIST with two fully connected networks: the whole experiment."
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.error = lambda message: fail(f"{message}; --help lists the options")
     add = parser.add_argument
     add("--quick", action="store_true", help="a try-out: few images, 5 epochs, quick/")
     add("--no-sweep", action="store_true", help="the four models only, no study")
-    add("--fresh", action="store_true", help="forget what an interrupted run has kept")
+    add("--fresh", action="store_true", help="train again what was trained before")
     add("--evaluate", nargs="*", metavar="H5", help="inspect saved models (the four)")
     add("--data-dir", metavar="DIR", help="the folder with the four IDX files")
     add("--output-dir", metavar="DIR", type=Path, help="where models/ and plots/ go")
@@ -452,31 +691,32 @@ def parse_options(arguments):
     options = parser.parse_args(arguments)
     if options.epochs is None:
         options.epochs = 5 if options.quick else 50
-    limits = {"dropout_rate": (0, 0.99), "learning_rate": (1e-12, 1e12)}
-    limits |= {"seed": (0, 10**7), "batch_size": (1, 10**6), "epochs": (1, 10**6)}
-    limits |= {"repeats": (1, 1000), "jobs": (1, 61 if os.name == "nt" else 1000)}
-    for name, (low, high) in limits.items():
+    for name, (low, high) in LIMITS.items():
         if not low <= getattr(options, name) <= high:
             flag = "--" + name.replace("_", "-")
             parser.error(f"{flag} must be a number from {low} to {high}")
-    beside_script = HERE / "quick" if options.quick else HERE
-    options.output_dir = options.output_dir or beside_script
+    for name, values in STUDY.items():
+        if name not in ("dropout_rate", "learning_rate", "batch_size"):
+            parser.error(f"STUDY cannot have {name!r}")
+        low, high = LIMITS[name]
+        if not all(low <= value <= high for value in values):
+            parser.error(f"{name} in STUDY must have numbers from {low} to {high}")
     return options
 
 
 def main(arguments=None):
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the shell's >&- closes it
+            setattr(sys, name, open(os.devnull, "w"))
     sys.stdout.reconfigure(errors="replace")  # for terminals without ± and boxes
     options = parse_options(arguments)
     work = run_experiment if options.evaluate is None else evaluate_files
     try:
         work(options)
-    except (KeyboardInterrupt, MemoryError, OSError, util.InputError) as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        message = "interrupted" if interrupted else str(error) or "out of memory"
-        kept = len(list(options.output_dir.glob(".trials/*.h5")))
-        if kept and work is run_experiment:
-            message += f"; {kept} finished trials are kept, the same command goes on"
-        fail(message, 130 if interrupted else 2)
+    except KeyboardInterrupt:
+        fail("interrupted; finished trials are kept, the same command goes on", 130)
+    except (MemoryError, OSError, UnicodeError, util.InputError) as error:
+        fail(str(error) or "out of memory")
 
 
 def fail(message, status=2):

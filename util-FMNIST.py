@@ -3,11 +3,13 @@
 What is slow to import (TensorFlow, scikit-learn, matplotlib) is imported where needed.
 """
 
+import ast
 import contextlib
 import csv
 import functools
 import gzip
 import importlib.metadata
+import io
 import json
 import logging
 import math
@@ -18,6 +20,8 @@ import socket
 import sqlite3
 import subprocess
 import tempfile
+import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -34,14 +38,13 @@ DATA_FILES = (
     "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
     "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz",
 )  # fmt: skip
+SCRIPTS = ("main-FMNIST.py", "model-FMNIST.py", "util-FMNIST.py")
 DATA_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"  # Keras's own
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")  # where the package puts them
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of a history, as Keras's
+ADAM = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}  # Keras's own values
 TIMEOUT = 10  # seconds that a host may stay silent
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's keras.json says
-os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the results are the CPU's: see README
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # none of TensorFlow's notices
 
 
 class InputError(Exception):
@@ -118,6 +121,9 @@ def fetch_data(cache):
         print(f"Fetching Fashion-MNIST (30 MB) from {source}", flush=True)
         try:
             cache.mkdir(parents=True, exist_ok=True)
+            for part in cache.glob(".part-*"):
+                if time.time() - part.stat().st_mtime > 24 * 3600:
+                    shutil.rmtree(part)  # it is of a run that was killed
             missing = [name for name in DATA_FILES if not (cache / name).is_file()]
             with tempfile.TemporaryDirectory(dir=cache, prefix=".part-") as part:
                 folder = fetch(Path(part), missing)
@@ -159,39 +165,25 @@ def unpack_debian(folder, names):
 
 # ------------------------------------------------------------------------ the files
 @contextlib.contextmanager
-def output_folders(output_dir, fresh=False):
-    """Yield three folders: for kept trials, for models and for plots.
+def open_store(folder):
+    """Make the folder of trials and hold its lock. A second run gets an InputError.
 
-    The last two are temporary folders in models/ and plots/; at the end, their files
-    move up there. Raises OSError if a folder cannot be written. Raises InputError if
-    another run holds the lock, which SQLite releases however a process ends.
+    A file in it is named KEY-CHECKSUM.h5. The key stands for all that makes the file,
+    the checksum tells whether it is whole. SQLite's lock ends with the process.
     """
-    kept, models, plots = [output_dir / name for name in (".trials", "models", "plots")]
-    temporary = [kept / "temporary", models / ".unfinished", plots / ".unfinished"]
-    kept.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "temporary"
+    temporary.mkdir(parents=True, exist_ok=True)
+    lock = sqlite3.connect(folder / "lock", timeout=0)
     try:
-        lock = sqlite3.connect(kept / "lock", timeout=0)
         lock.execute("BEGIN EXCLUSIVE")
+        yield
     except sqlite3.Error as error:
-        problem = f"{output_dir}: another run is at work there ({error})"
-        raise InputError(f"{problem}; wait for it or use --output-dir") from None
-    try:
-        for path in kept.glob("*.h5") if fresh else ():
-            path.unlink()
-        for folder in temporary:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
-            folder.mkdir(parents=True)
-        yield kept, *temporary[1:]
-        for path in [path for folder in temporary[1:] for path in folder.iterdir()]:
-            os.replace(path, path.parents[1] / path.name)
-        for path in kept.glob("*.h5"):
-            path.unlink()  # those of other settings or of older code, too
+        problem = f"{folder}/lock cannot be used ({error}): delete it"
+        if "locked" in str(error):
+            problem = f"{folder.parent}: another run is at work there: wait for it"
+        raise InputError(f"{problem} or use another --output-dir") from None
     finally:
-        for folder in temporary:
-            shutil.rmtree(folder, ignore_errors=True)
         lock.close()
-        if not any(kept.glob("*.h5")):
-            shutil.rmtree(kept, ignore_errors=True)
 
 
 def library_versions():
@@ -200,82 +192,210 @@ def library_versions():
 
 
 def trial_keys(trials, data):
-    """{trial: a name for the kept file}, the same for the same code, data and libraries."""
-    code = sorted(p.read_bytes() for p in Path(__file__).parent.glob("*-FMNIST.py"))
-    digest = joblib.hash([code, data, library_versions(), platform.machine()])
-    return {trial: joblib.hash([tuple(trial), digest]) for trial in trials}
+    """{trial: its key}: the same for the same trial, code, data, libraries and machine.
+
+    `data` are the arrays that train and validate.
+    """
+    machine = [joblib.hash(data), library_versions(), platform.machine()]
+    keys = {}
+    for trial in trials:
+        setting = trial.setting
+        code = [
+            code_behind("train_trial"),
+            code_behind(f"build_{setting.architecture}"),
+        ]
+        keys[trial] = joblib.hash([code, machine, *setting, trial.seed])
+    return keys
+
+
+@functools.cache
+def code_behind(function):
+    """The code of a function and of all that it uses in our scripts, as one string.
+
+    Comments, docstrings and layout do not count.
+    """
+    statements = {}  # {name: the statement at the top level that defines it}
+    for script in SCRIPTS:
+        text = Path(__file__).with_name(script).read_text(encoding="utf-8")
+        for statement in ast.parse(text).body:
+            targets = getattr(statement, "targets", [])
+            for part in (statement, *getattr(statement, "names", targets)):
+                name = getattr(part, "asname", None) or getattr(part, "name", None)
+                statements[name or getattr(part, "id", None)] = statement
+    del statements[None]
+    used = {}
+    new = {function}
+    while new:
+        used.update((name, statements[name]) for name in new)
+        parts = [part for name in new for part in ast.walk(statements[name])]
+        named = {getattr(part, "id", getattr(part, "attr", None)) for part in parts}
+        new = (named & statements.keys()) - used.keys()
+    for statement in used.values():
+        for part in ast.walk(statement):
+            definition = isinstance(part, (ast.FunctionDef, ast.ClassDef))
+            if definition and ast.get_docstring(part):
+                part.body = part.body[1:]
+    return "\n".join(ast.unparse(used[name]) for name in sorted(used))
 
 
 def keep_trial(folder, key, content):
-    """Write a trial's .h5 file, its checksum in its name. Return the path."""
+    """Write a trial's .h5 file into the store, in place of an older one."""
     path = folder / f"{key}-{joblib.hash(content)}.h5"
     path.write_bytes(content)
+    for older in folder.glob(f"{key}-*.h5"):
+        if older != path:
+            older.unlink()
     return path
 
 
-def find_kept_trials(folder):
-    """{key: path} of the trials in the folder that are not damaged."""
-    kept = {}
-    for path in folder.glob("*.h5"):
+def stored_trials(folder):
+    """{key: path} of the whole trials in the store. Damaged files are deleted."""
+    stored = {}
+    for path in folder.glob(f"{'?' * 32}-{'?' * 32}.h5"):
         key, _, checksum = path.stem.partition("-")
         if joblib.hash(path.read_bytes()) == checksum:
-            kept[key] = path
-    return kept
+            stored[key] = path
+        else:
+            path.unlink()
+    return stored
+
+
+def write_whole(path, content):
+    """Write bytes to a file. Whatever happens, it is the old one or the new one."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    os.replace(part, path)
 
 
 def write_csv(path, rows):
     """A list of dicts with the same keys as a table."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def mean_and_deviation(values):
+    """Mean and standard deviation over the seeds, the first axis. One seed's is NaN."""
+    values = np.array(values)
+    if len(values) == 1:
+        return values[0], np.full_like(values[0], math.nan)
+    return values.mean(axis=0), values.std(axis=0, ddof=1)
+
+
+def mean_and_error(differences):
+    """Mean and standard error of the seeds' differences."""
+    mean, deviation = mean_and_deviation(differences)
+    return mean, deviation / math.sqrt(len(differences))
 
 
 # -------------------------------------------------------------------- saved models
 @functools.cache
 def import_tensorflow():
-    """Import TensorFlow and Keras, on one thread of the CPU. Return both modules.
-
-    We discard what TensorFlow writes to stderr while it loads. Keras gets its default
-    settings, whatever keras.json says. Raises InputError if the import fails.
-    """
-    os.environ["TF_NUM_INTRAOP_THREADS"] = os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+    """Import TensorFlow and Keras. Return both modules. Raises InputError if that fails."""
+    with importing, settings_for_everybody(), silent_stderr():
+        try:
+            import keras
+            import tensorflow
+        except Exception as error:  # noqa: BLE001 - whatever a broken installation raises
+            problem = f"TensorFlow and Keras do not start: {error}"
+            raise InputError(f"{problem}; install requirements.txt anew") from None
     warnings.simplefilter("ignore")
+    for logger in ("absl", "tensorflow"):  # "HDF5 is a legacy format", "retracing"
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    return tensorflow, keras
+
+
+importing = threading.Lock()  # a Dask worker may start two trials at a time
+
+
+@contextlib.contextmanager
+def settings_for_everybody():
+    """TensorFlow and Keras, imported in here, heed neither keras.json nor the user's
+    variables, as a trial's weights depend on these.
+
+    TensorFlow gets one thread, as the order in which it adds up depends on their number,
+    and the CPU, as a GPU rounds otherwise.
+    """
+    keras_home = os.environ.get("KERAS_HOME")
+    for name in list(os.environ):
+        if name.startswith(("KERAS_", "TF_", "XLA_", "ONEDNN_", "DNNL_", "MPLBACKEND")):
+            del os.environ[name]
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ["KERAS_HOME"] = os.devnull  # no keras.json is found there
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the CPU
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # none of TensorFlow's notices
+    os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
+    os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["KERAS_HOME"]
+        if keras_home is not None:
+            os.environ["KERAS_HOME"] = keras_home
+
+
+@contextlib.contextmanager
+def silent_stderr():
+    """Discard what is written to stderr in here, by TensorFlow's C++ code, too."""
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        import keras
-        import tensorflow
-    except Exception as error:  # noqa: BLE001 - whatever a broken installation raises
-        raise InputError(f"Keras (see keras.json) does not start: {error}") from None
+        yield
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-    for logger in ("absl", "tensorflow"):  # "HDF5 is a legacy format", "retracing"
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    keras.config.set_floatx("float32")
-    keras.config.set_epsilon(1e-7)
-    keras.config.set_image_data_format("channels_last")
-    return tensorflow, keras
 
 
-def to_hdf5(model, history):
-    """A compiled model's .h5 file as bytes, its history in the group "history".
+def model_file(model, learning_rate, history, description):
+    """The .h5 file of a trained model, as bytes. Every Keras from 2.6 on opens it.
 
-    The optimizer's state is left out: Keras 3.15 restores it wrongly, then `fit` fails.
+    `history` is {metric: a value per epoch}; it goes into the group "history".
+    `description` is a dict of strings and numbers; they become attributes of the file.
+    Once loaded, the model is compiled as it was trained. The file lacks the optimizer's
+    state, as Keras 3.15 restores that wrongly, and then `fit` fails. Raises OSError.
     """
+    adam = {"learning_rate": learning_rate, **ADAM, "amsgrad": False}
+    training = {
+        "loss": "categorical_crossentropy",
+        "metrics": ["accuracy"],
+        "loss_weights": None,
+        "weighted_metrics": None,
+        "optimizer_config": {"class_name": "Adam", "config": adam},
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.h5")
         try:
-            model.save(path)
+            model.save(path, include_optimizer=False)
             with h5py.File(path, "a") as file:
-                del file["optimizer_weights"]
+                layers = json.loads(file.attrs["model_config"])
+                file.attrs["model_config"] = json.dumps(in_keras2_words(layers))
+                file.attrs["training_config"] = json.dumps(training)
+                file.attrs.update(description)
                 for metric, values in history.items():
                     file[f"history/{metric}"] = values
         except RuntimeError as error:  # HDF5's word for a full disk
             raise OSError(f"{folder}: {error}") from None
         return path.read_bytes()
+
+
+def in_keras2_words(node):
+    """A part of a Keras 3 configuration in words that Keras 2 knows, too."""
+    if isinstance(node, list):
+        return [in_keras2_words(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    if node.get("class_name") == "DTypePolicy":
+        return node["config"]["name"]
+    words = {}
+    for key, value in node.items():
+        if key == "batch_shape":
+            words["batch_input_shape"] = value
+        elif value is not None and key not in ("module", "registered_name", "optional"):
+            words[key] = in_keras2_words(value)
+    return words
 
 
 def read_history(path):
@@ -298,8 +418,10 @@ def load_classifier(path):
     files that name a few known ones. Raises InputError for all others.
     """
     _, keras = import_tensorflow()
-    if not os.path.isfile(path) or not str(path).endswith((".h5", ".hdf5")):
-        raise InputError(f"{path}: there is no file of that name that ends in .h5")
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: there is no such file")
+    if not str(path).endswith((".h5", ".hdf5")):
+        raise InputError(f"{path}: only .h5 files are read; save the model as one")
     try:
         with h5py.File(path) as file:
             check_configuration(json.loads(file.attrs["model_config"]))
@@ -331,10 +453,34 @@ def check_configuration(node):
         check_configuration(child)
 
 
+def read_description(path):
+    """What an .h5 file says of its trial: {name: string or number}, maybe empty."""
+    with h5py.File(path) as file:
+        hidden = ("model_config", "training_config", "backend")
+        return {name: x for name, x in file.attrs.items() if name not in hidden}
+
+
+def layer_table(model):
+    """(name, kind, output shape, what it does, number of weights) of every layer."""
+    rows = []
+    for layer in model.layers:
+        settings = layer.get_config()
+        words = [settings.get("activation", "")]
+        if "rate" in settings:
+            words = [f"rate {settings['rate']:g}"]
+        if regularizer := settings.get("kernel_regularizer"):
+            words += [f"{k.upper()} {v:g}" for k, v in regularizer["config"].items()]
+        shape = " x ".join(map(str, layer.output.shape[1:]))
+        kind = type(layer).__name__
+        rows.append((layer.name, kind, shape, " ".join(words), layer.count_params()))
+    return rows
+
+
 # ----------------------------------------------------------------------- the plots
+BLUE, ORANGE, RED = "#00508c", "#f0a000", "#b00000"
 LOOKS = {  # use_regularizer: told apart by the colour blind and in greyscale
-    False: {"label": "without L2", "color": "#00508c", "linestyle": "-"},
-    True: {"label": "with L2", "color": "#f0a000", "linestyle": "--"},
+    False: {"label": "without L2", "color": BLUE, "linestyle": "-"},
+    True: {"label": "with L2", "color": ORANGE, "linestyle": "--"},
 }
 
 
@@ -347,114 +493,150 @@ def new_figure(rows, columns, size, title):
     return figure, figure.subplots(rows, columns, squeeze=False).ravel()
 
 
-def mean_and_spread(values):
-    """Mean and sample standard deviation over the first axis, the seeds."""
-    ddof = 1 if len(values) > 1 else 0  # a single seed has no spread
-    return np.mean(values, axis=0), np.std(values, axis=0, ddof=ddof)
+def save_figure(figure, path, note=""):
+    """Write a figure, with the note at its foot, as a PNG file."""
+    figure.supxlabel(note, fontsize="medium", color=RED)
+    picture = io.BytesIO()
+    figure.savefig(picture)
+    write_whole(path, picture.getvalue())
 
 
-def plot_hyperparameters(points, setting, folder):
+def plot_architecture(model, path):
+    """A network as a diagram: a bar for each layer, as wide as its output."""
+    shape = " x ".join(map(str, model.input_shape[1:]))
+    rows = [("", "Input", shape, "", 0), *layer_table(model)]
+    title = f"{model.name.title()}: {model.count_params():,} weights (logarithmic bars)"
+    figure, [ax] = new_figure(1, 1, (7, 0.42 * len(rows) + 0.8), title)
+    for row, (_, kind, shape, words, weights) in enumerate(rows):
+        width = math.log2(math.prod(map(int, shape.split(" x "))))
+        color = BLUE if weights else ORANGE if kind == "Dropout" else "#707070"
+        ink = "black" if color == ORANGE else "white"
+        ax.barh(-row, width, left=-width / 2, height=0.7, color=color)
+        ax.text(0, -row, shape, ha="center", va="center", color=ink, weight="bold")
+        ax.text(-5.3, -row, f"{kind} {words}", ha="right", va="center")
+        ax.text(5.3, -row, f"{weights:,} weights" if weights else "", va="center")
+    ax.set(xlim=(-10.5, 9.5))
+    ax.axis("off")
+    save_figure(figure, path)
+
+
+def plot_hyperparameters(study, final, path, note):
     """Validation accuracy over each hyperparameter of Tyler, without and with L2.
 
-    `points` are (hyperparameter, value, use_regularizer, accuracies of the seeds).
+    `study` has the rows of study.csv, `final` is Tyler's final setting.
     """
-    repeats = len(points[0][3])
-    note = f"mean and standard deviation of {repeats} seeds"
-    if repeats == 1:
-        note = "one seed: differences of half a point are chance"
-    title = f"Tyler, one hyperparameter moved at a time ({note})"
-    figure, axes = new_figure(2, 2, (10, 7), title)
-    axes[2].sharey(axes[0])
-    axes[3].sharey(axes[0])
-    for ax, name in zip(axes, dict.fromkeys(name for name, *_ in points)):
-        for with_l2, look in LOOKS.items():
-            curve = [(v, a) for n, v, l2, a in points if (n, l2) == (name, with_l2)]
-            values, accuracies = zip(*curve)
-            mean, spread = mean_and_spread(np.transpose(accuracies))
-            ax.errorbar(values, mean, spread, marker="o", capsize=3, **look)
-        value = getattr(setting, name)
-        ax.axvline(value, color="grey", linestyle=":", label="final models' setting")
-        if name in ("learning_rate", "batch_size"):
-            ax.set_xscale("log")
-        ax.set_xticks(values, [f"{value:g}" for value in values])
-        ax.minorticks_off()
+    names = list(dict.fromkeys(row["hyperparameter"] for row in study))
+    seeds = study[0]["seeds"]
+    spread = f"mean and standard deviation of {seeds} seeds"
+    if seeds == 1:
+        spread = "one seed: differences of half a point are chance"
+    title = f"Tyler, one hyperparameter moved at a time ({spread})"
+    rows = math.ceil(len(names) / 2)
+    figure, axes = new_figure(rows, 2, (10, 3.3 * rows + 0.4), title)
+    figure.delaxes(axes[-1]) if len(names) % 2 else None
+    shared = axes[[name != "learning_rate" for name in names].index(True)]
+    for ax, name in zip(axes, names):
+        for use_regularizer, look in LOOKS.items():
+            which = (name, use_regularizer)
+            curve = [
+                r for r in study if (r["hyperparameter"], r["use_regularizer"]) == which
+            ]
+            values = [row["value"] for row in curve]
+            # Evenly spaced, and the curves a little apart: nothing overprints.
+            x = np.arange(len(curve)) + (0.03 if use_regularizer else -0.03)
+            y = [row["val_accuracy"] for row in curve]
+            deviations = [row["standard_deviation"] for row in curve]
+            ax.errorbar(x, y, deviations, marker="o", capsize=3, **look)
+        ax.axvline(
+            values.index(getattr(final, name)),
+            color="grey",
+            linestyle=":",
+            label="final models",
+        )
+        ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         ax.set(xlabel=name.replace("_", " "), ylabel="validation accuracy")
         ax.grid(alpha=0.3)
-    axes[1].set(xlabel="learning rate (with a y-axis of its own)")
+        if name == "learning_rate":
+            ax.set(xlabel="learning rate (with a y-axis of its own)")
+        elif ax is not shared:
+            ax.sharey(shared)
     axes[0].legend()
-    figure.savefig(folder / "hyperparameters_tyler.png")
+    save_figure(figure, path, note)
 
 
-def plot_training(histories, folder):
+def plot_training(histories, folder, note):
     """Accuracy and loss over the epochs: accuracy_tyler.png and accuracy_jackson.png.
 
-    `histories` is {(architecture, use_regularizer): the seeds' histories}.
+    `histories` is {setting: {metric: array of shape (seeds, epochs)}}. Both figures have
+    the same y-axes.
     """
-    note, repeats = "", len(histories["tyler", False])
-    if repeats > 1:
-        note = f" (mean of {repeats} seeds, bands: standard deviation)"
+    seeds = len(next(iter(histories.values()))["loss"])
+    spread = f" (mean of {seeds} seeds, bands: standard deviation)" if seeds > 1 else ""
     figures = {}
     for name in ("tyler", "jackson"):
-        title = f"{name.title()} in training{note}"
+        title = f"{name.title()} in training{spread}"
         figures[name] = new_figure(1, 2, (10, 4.5), title)
     for tyler_ax, jackson_ax in zip(figures["tyler"][1], figures["jackson"][1]):
         jackson_ax.sharey(tyler_ax)
-    for (name, use_regularizer), runs in histories.items():
-        look = LOOKS[use_regularizer]
-        for part, prefix, width in (("training", "", 1), ("validation", "val_", 2.5)):
-            style = {**look, "label": f"{part}, {look['label']}", "linewidth": width}
-            for ax, metric in zip(figures[name][1], ("accuracy", "loss")):
-                mean, spread = mean_and_spread([run[prefix + metric] for run in runs])
+    for setting, history in histories.items():
+        look = LOOKS[setting.use_regularizer]
+        for ax, metric in zip(figures[setting.architecture][1], ("accuracy", "loss")):
+            for part, prefix, width in (
+                ("training", "", 1),
+                ("validation", "val_", 2.5),
+            ):
+                mean, deviation = mean_and_deviation(history[prefix + metric])
                 epochs = np.arange(1, len(mean) + 1)
-                ax.plot(epochs, mean, **style)
-                low, high = mean - spread, mean + spread
+                label = f"{part}, {look['label']}"
+                ax.plot(epochs, mean, **{**look, "label": label, "linewidth": width})
+                low, high = mean - deviation, mean + deviation
                 ax.fill_between(epochs, low, high, color=look["color"], alpha=0.2)
-                ax.set(xlabel="epoch", ylabel=metric)
-                ax.xaxis.get_major_locator().set_params(integer=True)
-                ax.grid(alpha=0.3)
+            ax.set(xlabel="epoch", ylabel=metric)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.grid(alpha=0.3)
     for name, (figure, axes) in figures.items():
         axes[1].set(ylabel="loss (cross-entropy + L2 penalty)")
         axes[0].legend()
-        figure.savefig(folder / f"accuracy_{name}.png")
+        save_figure(figure, folder / f"accuracy_{name}.png", note)
 
 
-def plot_confusion_matrix(title, labels, probabilities, path):
+def plot_confusion_matrix(title, labels, probabilities, path, note=""):
     """The confusion matrix of a model.
 
     `labels` are class numbers (n,), `probabilities` the model's output (n, 10).
     """
     from sklearn.metrics import ConfusionMatrixDisplay
 
-    predicted = probabilities.argmax(1)
-    accuracy = np.mean(predicted == labels)
-    figure, [ax] = new_figure(1, 1, (7, 7), f"{title}: test accuracy {accuracy:.2%}")
+    figure, [ax] = new_figure(1, 1, (7, 7), title)
     display = ConfusionMatrixDisplay.from_predictions(
-        labels, predicted, labels=range(10), display_labels=CLASS_NAMES, ax=ax,
+        labels, probabilities.argmax(1), labels=range(10), display_labels=CLASS_NAMES,
         normalize="true", values_format=".2f", cmap="Blues", colorbar=False,
-        im_kw={"vmin": 0, "vmax": 1}, xticks_rotation=45,
+        im_kw={"vmin": 0, "vmax": 1}, xticks_rotation=45, ax=ax,
     )  # fmt: skip
     for text in display.text_.ravel():
         text.set_text(text.get_text().replace("0.00", ""))
     ax.set(xlabel="predicted class", ylabel="true class (each row adds up to 1)")
-    figure.savefig(path)
+    save_figure(figure, path, note)
 
 
-def plot_predictions(images, labels, probabilities, folder):
-    """The first six right predictions, and the six most confident mistakes.
+def plot_predictions(title, images, labels, probabilities, path, note):
+    """The first six right predictions and, below, the six most confident mistakes.
 
-    `labels` are class numbers (n,), `probabilities` Jackson's output (n, 10).
+    `labels` are class numbers (n,), `probabilities` the model's output (n, 10).
     """
-    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    predicted = probabilities.argmax(1)
+    confidence = probabilities.max(1)
     right = np.flatnonzero(predicted == labels)
     wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
-    title = "Jackson without L2: test images it gets right; below, its surest mistakes"
+    most_confident = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    title = f"{title}: test images it gets right; below, its most confident mistakes"
     figure, axes = new_figure(2, 6, (11, 5), title)
-    for ax, i in (*zip(axes[:6], right), *zip(axes[6:], wrong)):
-        ax.imshow(images[i], cmap="gray")  # as the network sees it: light on black
-        true, guess = CLASS_NAMES[labels[i]], CLASS_NAMES[predicted[i]]
-        text = f"true: {true}\npredicted: {guess}\nconfidence: {confidence[i]:.1%}"
-        ax.set_title(text, fontsize=9, color="black" if true == guess else "#b00000")
+    for row, numbers, color in ((0, right, "black"), (6, most_confident, RED)):
+        for ax, i in zip(axes[row : row + 6], numbers):
+            ax.imshow(images[i], cmap="gray")  # as the network sees it: light on black
+            names = f"true: {CLASS_NAMES[labels[i]]}\npredicted: {CLASS_NAMES[predicted[i]]}"
+            text = f"{names}\nconfidence: {confidence[i]:.1%}"
+            ax.set_title(text, fontsize=9, color=color)
     for ax in axes:
         ax.axis("off")
-    figure.savefig(folder / "predictions.png")
+    save_figure(figure, path, note)
