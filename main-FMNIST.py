@@ -8,7 +8,6 @@ test results. A training that is finished is kept, and never done again.
 """
 
 import argparse
-import asyncio
 import gc
 import importlib
 import importlib.metadata
@@ -39,28 +38,8 @@ STUDY = {  # the published values
     "learning_rate": (0.0001, 0.0003, 0.001, 0.003, 0.01),
     "batch_size": (32, 64, 128, 256, 512),
 }  # the accuracies after 10, 20, 30, 40 and 50 epochs come from a single trial
-LIMITS = {  # the lowest and the highest value
-    "dropout_rate": (0, 0.99),
-    "learning_rate": (1e-12, 1e12),
-    "batch_size": (1, 10**6),
-    "epochs": (1, 10**6),
-    "seed": (0, 10**7),
-    "repeats": (1, 1000),
-    "jobs": (1, 61 if os.name == "nt" else 1000),  # Windows waits for 61 processes
-}
 SCORES = ("loss", "accuracy", "precision", "recall", "f1")
-PUBLISHED = "0.8882, 0.8786, 0.8915 and 0.8716"  # of the four models, in their order
-LABELS = {
-    "model_tyler_0": "Tyler",
-    "model_tyler_1": "Tyler + L2",
-    "model_jackson_0": "Jackson",
-    "model_jackson_1": "Jackson + L2",
-}
-COMPARISONS = (
-    ("Tyler", "Jackson"),
-    ("Tyler", "Tyler + L2"),
-    ("Jackson", "Jackson + L2"),
-)
+PUBLISHED = "0.8882, 0.8786, 0.8915 and 0.8716"  # the accuracies of the four models
 
 
 # ------------------------------------------------------------------------ the trials
@@ -103,16 +82,12 @@ def final_settings(options):
     """The settings of the four published models."""
     return [
         Setting(
-            architecture,
-            use_regularizer,
-            options.dropout_rate,
-            options.learning_rate,
-            options.batch_size,
-            options.epochs,
+            architecture, use_regularizer, options.dropout_rate, options.learning_rate,
+            options.batch_size, options.epochs,
         )
         for architecture in ("tyler", "jackson")
         for use_regularizer in (False, True)
-    ]
+    ]  # fmt: skip
 
 
 def study_points(final):
@@ -134,10 +109,9 @@ def study_points(final):
 def train_trial(trial, train, validation, epoch_ended=lambda: None):
     """Train one network and return its .h5 file as bytes.
 
-    `train` and `validation` are (images, labels) as `util.load_data` gives them. The
-    file has the model, the trial, and the history: a value per metric and epoch. If a
-    value or a weight is not finite, training stops, and the values from this epoch on
-    are NaN.
+    `train` and `validation` are (images, labels) as `util.load_data` gives them. When a
+    weight or a value of the history is not finite, training stops, and the history is
+    NaN from this epoch on.
     """
     gc.collect()  # frees the last trial's graphs, 70 MiB that refer to each other
     tf, _ = util.import_tensorflow()
@@ -272,8 +246,7 @@ def train_missing(trials, data, store, options):
         return files
     missing.sort(key=cost, reverse=True)  # so that no long one starts last
     total = sum(map(cost, missing))
-    place = options.cluster or f"{options.jobs} at a time"
-    console.print(f"{len(missing)} to train, {place}")
+    console.print(f"{len(missing)} to train; the first take a while")
     console.print("network       dropout  l. rate  batch  seed  val.acc.  done")
     columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
     bar = Progress(*columns, console=console, disable=not console.is_terminal)
@@ -288,8 +261,8 @@ def train_missing(trials, data, store, options):
     with bar:
         while missing:
             try:
-                trained = train([*missing], keys, data, store, options, show_progress)
-                for trial, path in trained:
+                work = train([*missing], keys, data, store, options, show_progress)
+                for trial, path in work:
                     files[trial] = path
                     missing.remove(trial)
                     deaths = 0
@@ -297,7 +270,7 @@ def train_missing(trials, data, store, options):
             except futures.BrokenExecutor:
                 deaths += 1
                 if deaths == 3:
-                    problem = "the workers die, three in a row"
+                    problem = "the workers die, three times in a row"
                     raise util.InputError(f"{problem}: is there memory for --jobs?")
                 console.print("A worker process died. New ones train what is missing.")
     return files
@@ -310,12 +283,11 @@ def cost(trial):
 
 
 def trial_line(trial, path):
-    label = trial.setting.label
-    _, _, dropout_rate, learning_rate, batch_size, _ = trial.setting
+    setting = trial.setting
     accuracy = util.read_history(path)["val_accuracy"][-1]
     result = "diverged" if math.isnan(accuracy) else f"{accuracy:.4f}"
-    rates = f"{dropout_rate:7g}  {learning_rate:7g}"
-    return f"{label:12}  {rates}  {batch_size:5}  {trial.seed:4}  {result:8}"
+    rates = f"{setting.dropout_rate:7g}  {setting.learning_rate:7g}"
+    return f"{setting.label:12}  {rates}  {setting.batch_size:5}  {trial.seed:4}  {result:8}"
 
 
 def train_here(trials, keys, data, store, options, show_progress):
@@ -364,10 +336,8 @@ def start_worker(shared_array, folder):
 
 
 def train_in_worker(number, trial, key, store, options):
-    """Train a trial and return its file in the store.
-
-    The content would be a large message. The pool hangs if a worker dies sending one.
-    """
+    """Train a trial and return its file in the store. Its content would be a large
+    message, and the pool hangs for ever if a worker dies while it sends one."""
 
     def epoch_ended():
         epochs_done[number] += 1
@@ -381,13 +351,13 @@ def train_on_cluster(trials, keys, data, store, options, show_progress):
     """The same on a Dask cluster. Each worker gets our scripts and a copy of the data."""
     named = f"--cluster {options.cluster}"
     try:
-        from distributed import Client, CommClosedError, KilledWorker
+        from distributed import Client, CommClosedError, KilledWorker, TimeoutError
 
         logging.disable()  # Dask's log lines; its errors reach us as exceptions
         client = Client(options.cluster, timeout=util.TIMEOUT)
         client.wait_for_workers(1, timeout=util.TIMEOUT)
         send_scripts(client)
-    except (ImportError, OSError, ValueError, asyncio.TimeoutError) as error:
+    except (ImportError, OSError, ValueError, TimeoutError) as error:
         raise util.InputError(f"{named}: {error}") from None
     # Here, our module is called "__main__". Workers know it by its file's name.
     train = importlib.import_module("main-FMNIST").train_trial
@@ -406,9 +376,9 @@ def train_on_cluster(trials, keys, data, store, options, show_progress):
 
 
 def send_scripts(client):
-    """Send our scripts to the workers. Raises ValueError if other ones are there.
+    """Send our scripts to the workers. Raises ValueError if they have other ones.
 
-    A worker imports a script once, and another run's trials may be using it.
+    A worker imports a script once, and the trials of another run may be using it.
     """
     scripts = {name: (HERE / name).read_bytes() for name in util.SCRIPTS}
     versions = util.library_versions()
@@ -416,15 +386,15 @@ def send_scripts(client):
     def what_differs(dask_worker):  # Dask sends a local function as code
         for library, version in versions.items():
             if importlib.metadata.version(library) != version:
-                return f"versions differ: it has not {library} {version}"
+                return f"{library} there is not {version}, versions differ"
         for name, script in scripts.items():
             path = Path(dask_worker.local_directory, name)
             if path.exists() and path.read_bytes() != script:
-                return f"another {name} is in use there: restart it"
+                return f"another {name} is in use there, restart it"
 
     for worker, problem in client.run(what_differs).items():
         if problem:
-            raise ValueError(f"the worker {worker}: {problem}")
+            raise ValueError(f"worker {worker}: {problem}")
     for name in util.SCRIPTS:
         client.upload_file(str(HERE / name), load=False)
 
@@ -441,44 +411,41 @@ def run_experiment(options):
     folder = output_folder(options)
     for name in ("models", "plots"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    with util.open_store(folder / ".trials"):
-        files = train_missing(trials, (train, validation), folder / ".trials", options)
+    with util.open_store(folder / ".trials") as store:
+        files = train_missing(trials, (train, validation), store, options)
         histories = read_histories(settings, seeds, files)
         study = study_rows(points, final, histories)
         console.print("Testing the models")
         tests = {}
         for trial in (Trial(setting, seed) for setting in final for seed in seeds):
             tests[trial] = test_model(util.load_classifier(files[trial]), test)
-        results = result_rows(tests)
-        console.print("Writing models, tables and plots")
+        console.print("Writing the models, tables and plots")
         set_older_study_aside(folder)
         for setting in final:
             content = files[Trial(setting, options.seed)].read_bytes()
             util.write_whole(folder / f"models/model_{setting.name}.h5", content)
-        util.write_csv(folder / "models/history.csv", history_rows(histories, seeds))
-        util.write_csv(folder / "models/results.csv", results)
-        if study:
-            util.write_csv(folder / "models/study.csv", study)
-        draw(folder / "plots", histories, tests, study, test, options)
+        write_tables(folder / "models", histories, tests, study, seeds)
+        note = "A quick run: small differences are chance." if options.quick else ""
+        for name, figure in draw(histories, tests, study, test, options).items():
+            util.save_figure(figure, folder / f"plots/{name}.png", note)
     report_study(study)
-    report_results(results)
+    report_results(tests)
     if options.quick:
         console.print("A quick run does not compare with these.")
     console.print(f"The files are in models/ and plots/ of {folder}")
 
 
 def output_folder(options):
-    beside_script = HERE / "quick" if options.quick else HERE
-    return (options.output_dir or beside_script).resolve()
+    return (options.output_dir or HERE / ("quick" if options.quick else "")).resolve()
 
 
 def read_histories(settings, seeds, files):
     """{setting: {metric: array of shape (seeds, epochs)}} out of the trials' files."""
     histories = {setting: {} for setting in settings}
-    for setting in settings:
+    for setting, history in histories.items():
         runs = [util.read_history(files[Trial(setting, seed)]) for seed in seeds]
         for metric in util.METRICS:
-            histories[setting][metric] = np.array([run[metric] for run in runs])
+            history[metric] = np.array([run[metric] for run in runs])
     return histories
 
 
@@ -527,31 +494,31 @@ def test_model(model, test):
         loss = math.nan
     true = y_test.argmax(axis=1)
     predicted = probabilities.argmax(axis=1)
-    means = {"average": "macro", "zero_division": 0}
-    *means, _ = precision_recall_fscore_support(true, predicted, **means)
-    scores = (loss, np.mean(true == predicted), *means)
+    averages = {"average": "macro", "zero_division": 0}
+    *averages, _ = precision_recall_fscore_support(true, predicted, **averages)
+    scores = (loss, np.mean(true == predicted), *averages)
     return dict(zip(SCORES, map(float, scores))), probabilities
 
 
-def history_rows(histories, seeds):
-    """The rows of history.csv: an epoch of a trial each."""
+def write_tables(folder, histories, tests, study, seeds):
+    """history.csv, results.csv and, if there is a study, study.csv."""
     rows = []
     for setting, history in histories.items():
-        for run, seed in enumerate(seeds):
+        for number, seed in enumerate(seeds):
+            trial = {**setting._asdict(), "seed": seed}
             for epoch in range(setting.epochs):
-                values = {metric: history[metric][run, epoch] for metric in history}
-                trial = {**setting._asdict(), "seed": seed}
+                values = {
+                    metric: runs[number, epoch] for metric, runs in history.items()
+                }
                 rows.append({**trial, "epoch": epoch + 1, **values})
-    return rows
-
-
-def result_rows(tests):
-    """The rows of results.csv: the test of a final model each."""
+    util.write_csv(folder / "history.csv", rows)
     rows = []
     for (setting, seed), (scores, _) in tests.items():
         trial = {**setting._asdict(), "seed": seed}
         rows.append({"model": f"model_{setting.name}", **trial, **scores})
-    return rows
+    util.write_csv(folder / "results.csv", rows)
+    if study:
+        util.write_csv(folder / "study.csv", study)
 
 
 def set_older_study_aside(folder):
@@ -562,67 +529,65 @@ def set_older_study_aside(folder):
             os.replace(path, path.with_name(f"older_{path.name}"))
 
 
-def draw(folder, histories, tests, study, test, options):
-    """All plots. Those of a single model show the first seed's."""
-    note = "A quick run: small differences are chance." if options.quick else ""
-    images, labels = test[0], test[1].argmax(axis=1)
+def draw(histories, tests, study, test, options):
+    """{name: figure} of all plots. Those of a single model show the first seed's."""
+    labels = test[1].argmax(axis=1)
     final = {setting: histories[setting] for setting, _ in tests}
+    figures = {}
     for setting in final:
         trial = Trial(setting, options.seed)
         scores, probabilities = tests[trial]
-        label = setting.label
+        title = setting.label
         if options.repeats > 1:
-            label += f", seed {options.seed}"
-        title = f"{label}: test accuracy {scores['accuracy']:.2%}"
-        path = folder / f"confusion_matrix_{setting.name}.png"
-        util.plot_confusion_matrix(title, labels, probabilities, path, note)
-        if not setting.use_regularizer:
-            path = folder / f"architecture_{setting.architecture}.png"
-            util.plot_architecture(build_model(trial), path)
+            title += f", seed {options.seed}"
         if setting.label == "Jackson":
-            path = folder / "predictions.png"
-            util.plot_predictions(label, images, labels, probabilities, path, note)
-    util.plot_training(final, folder, note)
+            figure = util.plot_predictions(title, test[0], labels, probabilities)
+            figures["predictions"] = figure
+        title += f": test accuracy {scores['accuracy']:.2%}"
+        figure = util.plot_confusion_matrix(title, labels, probabilities)
+        figures[f"confusion_matrix_{setting.name}"] = figure
+        if not setting.use_regularizer:
+            figure = util.plot_architecture(build_model(trial))
+            figures[f"architecture_{setting.architecture}"] = figure
+    figures.update(util.plot_training(final))
     if study:
         centre = next(iter(final))
-        path = folder / "hyperparameters_tyler.png"
-        util.plot_hyperparameters(study, centre, path, note)
+        figures["hyperparameters_tyler"] = util.plot_hyperparameters(study, centre)
+    return figures
 
 
 def report_study(study):
     """The study in 60 columns. `study` has the points without L2 first."""
     half = len(study) // 2
     if study:
-        console.print(f"\nStudy{'without L2':>26}{'with L2':>20}")
-    for pair in zip(study[:half], study[half:]):
-        name = pair[0]["hyperparameter"].replace("_", " ")
-        cells = [
-            "{val_accuracy:.4f} {difference:+.4f} ±{standard_error:.4f}".format(**row)
-            for row in pair
-        ]
-        console.print(f"{name:13} {pair[0]['value']:<6g}", *cells)
+        console.print("\nStudy of Tyler   without L2: accuracy, difference    with L2")
+    for row, row_with_l2 in zip(study[:half], study[half:]):
+        line = f"{row['hyperparameter'].replace('_', ' '):13} {row['value']:<6g}"
+        for cell in (row, row_with_l2):
+            line += f" {cell['val_accuracy']:.4f} {cell['difference']:+.4f}"
+            if cell["seeds"] > 1:
+                line += f"±{cell['standard_error']:.4f}"
+        console.print(line)
 
 
-def report_results(results):
+def report_results(tests):
     """The test results: means over the seeds and, below, standard deviations."""
     line = "{:12} {:>8} {:>8} {:>9} {:>8} {:>8}".format
     console.print("\n" + line("Test results", *SCORES))
-    accuracies = {}
-    for model in dict.fromkeys(row["model"] for row in results):
-        rows = [row for row in results if row["model"] == model]
-        scores = np.array([[row[score] for score in SCORES] for row in rows])
+    seeds = {}
+    for trial, (scores, _) in tests.items():
+        seeds.setdefault(trial.setting.label, []).append([*scores.values()])
+    for label, scores in seeds.items():
         mean, deviation = util.mean_and_deviation(scores)
-        accuracies[LABELS[model]] = scores[:, SCORES.index("accuracy")]
         cells = [f"{value:.4f}".replace("nan", "diverged") for value in mean]
-        console.print(line(LABELS[model], *cells))
-        if len(rows) > 1:
+        console.print(line(label, *cells))
+        if len(scores) > 1:
             console.print(line("", *[f"±{value:.4f}" for value in deviation]))
-    for one, other in COMPARISONS:
+    accuracies = {label: np.array(scores)[:, 1] for label, scores in seeds.items()}
+    pairs = [("Tyler", "Jackson"), ("Tyler", "Tyler + L2"), ("Jackson", "Jackson + L2")]
+    for one, other in pairs if len(tests) > 4 else []:
         difference, error = util.mean_and_error(accuracies[one] - accuracies[other])
-        if len(accuracies[one]) > 1:
-            console.print(
-                f"{one} - {other}: {difference:+.4f}, standard error {error:.4f}"
-            )
+        console.print(f"{one} - {other}: {difference:+.4f}, standard error {error:.4f}")
     console.print(f"Published accuracies: {PUBLISHED}")
 
 
@@ -634,7 +599,6 @@ def evaluate_files(options):
     labels = test[1].argmax(axis=1)
     folder = output_folder(options)
     final = [folder / f"models/model_{s.name}.h5" for s in final_settings(options)]
-    pictures = set()
     for path in map(Path, options.evaluate or final):
         model = util.load_classifier(path)
         console.print(f"\n{path}")
@@ -651,18 +615,16 @@ def evaluate_files(options):
         console.print(classification_report(labels, probabilities.argmax(1), **table))
         console.print(*[f"{name} {value:.4f}" for name, value in scores.items()])
         if math.isnan(scores["loss"]):
-            console.print("It has no loss: its outputs are no probabilities.")
+            console.print("It has no loss, as its outputs are no probabilities.")
         if options.output_dir:
-            name = path.stem
+            name = path.stem.removeprefix("model_")
             if path.resolve() not in final:
-                name = f"{path.resolve().parent.name:.40}_{path.stem:.80}"
-            while name in pictures:
-                name += "_again"
-            pictures.add(name)
+                name = "-".join(path.resolve().with_suffix("").parts[1:])[-200:]
             picture = folder / f"plots/confusion_matrix_{name}.png"
             picture.parent.mkdir(parents=True, exist_ok=True)
-            title = f"{path.stem}: test accuracy {scores['accuracy']:.2%}"
-            util.plot_confusion_matrix(title, labels, probabilities, picture)
+            title = f"{path.name}: test accuracy {scores['accuracy']:.2%}"
+            figure = util.plot_confusion_matrix(title, labels, probabilities)
+            util.save_figure(figure, picture)
             console.print(picture)
 
 
@@ -683,38 +645,39 @@ def parse_options(arguments):
     add("--batch-size", metavar="N", type=int, default=128, help="images (128)")
     add("--epochs", metavar="N", type=int, help="(50, with --quick 5)")
     add("--seed", metavar="N", type=int, default=0, help="the first seed (0)")
-    add(
-        "--repeats", metavar="N", type=int, default=1, help="seeds for each setting (1)"
-    )
+    add("--repeats", metavar="N", type=int, default=1, help="how many seeds (1)")
     add("--jobs", metavar="N", type=int, default=joblib.cpu_count(), help="(cores)")
     add("--cluster", metavar="ADDRESS", help="a Dask cluster, tcp://HOST:8786")
     options = parser.parse_args(arguments)
     if options.epochs is None:
         options.epochs = 5 if options.quick else 50
-    for name, (low, high) in LIMITS.items():
+    limits = {
+        "dropout_rate": (0, 0.99), "learning_rate": (1e-12, 1e12), "seed": (0, 10**7),
+        "batch_size": (1, 10**6), "epochs": (1, 10**6), "repeats": (1, 1000),
+        "jobs": (1, 61 if os.name == "nt" else 1000),  # Windows waits for 61 processes
+    }  # fmt: skip
+    for name, (low, high) in limits.items():
         if not low <= getattr(options, name) <= high:
             flag = "--" + name.replace("_", "-")
             parser.error(f"{flag} must be a number from {low} to {high}")
-    for name, values in STUDY.items():
+    for name in STUDY:
         if name not in ("dropout_rate", "learning_rate", "batch_size"):
             parser.error(f"STUDY cannot have {name!r}")
-        low, high = LIMITS[name]
-        if not all(low <= value <= high for value in values):
-            parser.error(f"{name} in STUDY must have numbers from {low} to {high}")
     return options
 
 
 def main(arguments=None):
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the shell's >&- closes it
-            setattr(sys, name, open(os.devnull, "w"))
+    if sys.stdout is None:
+        fail("stdout is closed")
     sys.stdout.reconfigure(errors="replace")  # for terminals without ± and boxes
     options = parse_options(arguments)
-    work = run_experiment if options.evaluate is None else evaluate_files
     try:
-        work(options)
+        if options.evaluate is None:
+            run_experiment(options)
+        else:
+            evaluate_files(options)
     except KeyboardInterrupt:
-        fail("interrupted; finished trials are kept, the same command goes on", 130)
+        fail("interrupted; the same command goes on with what is trained", 130)
     except (MemoryError, OSError, UnicodeError, util.InputError) as error:
         fail(str(error) or "out of memory")
 

@@ -166,19 +166,20 @@ def unpack_debian(folder, names):
 # ------------------------------------------------------------------------ the files
 @contextlib.contextmanager
 def open_store(folder):
-    """Make the folder of trials and hold its lock. A second run gets an InputError.
+    """Make a folder of trials, hold its lock, and yield the folder.
 
     A file in it is named KEY-CHECKSUM.h5. The key stands for all that makes the file,
-    the checksum tells whether it is whole. SQLite's lock ends with the process.
+    the checksum tells whether it is whole. SQLite's lock ends with the process. Raises
+    InputError if another run holds it.
     """
-    temporary = folder / "temporary"
-    temporary.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / "temporary", ignore_errors=True)
+    (folder / "temporary").mkdir(parents=True, exist_ok=True)
     lock = sqlite3.connect(folder / "lock", timeout=0)
     try:
         lock.execute("BEGIN EXCLUSIVE")
-        yield
+        yield folder
     except sqlite3.Error as error:
-        problem = f"{folder}/lock cannot be used ({error}): delete it"
+        problem = f"{folder}/lock is damaged ({error}): delete it"
         if "locked" in str(error):
             problem = f"{folder.parent}: another run is at work there: wait for it"
         raise InputError(f"{problem} or use another --output-dir") from None
@@ -239,12 +240,9 @@ def code_behind(function):
 
 
 def keep_trial(folder, key, content):
-    """Write a trial's .h5 file into the store, in place of an older one."""
+    """Write a trial's .h5 file into the store. Return its path."""
     path = folder / f"{key}-{joblib.hash(content)}.h5"
     path.write_bytes(content)
-    for older in folder.glob(f"{key}-*.h5"):
-        if older != path:
-            older.unlink()
     return path
 
 
@@ -501,7 +499,7 @@ def save_figure(figure, path, note=""):
     write_whole(path, picture.getvalue())
 
 
-def plot_architecture(model, path):
+def plot_architecture(model):
     """A network as a diagram: a bar for each layer, as wide as its output."""
     shape = " x ".join(map(str, model.input_shape[1:]))
     rows = [("", "Input", shape, "", 0), *layer_table(model)]
@@ -517,70 +515,64 @@ def plot_architecture(model, path):
         ax.text(5.3, -row, f"{weights:,} weights" if weights else "", va="center")
     ax.set(xlim=(-10.5, 9.5))
     ax.axis("off")
-    save_figure(figure, path)
+    return figure
 
 
-def plot_hyperparameters(study, final, path, note):
+def plot_hyperparameters(study, final):
     """Validation accuracy over each hyperparameter of Tyler, without and with L2.
 
     `study` has the rows of study.csv, `final` is Tyler's final setting.
     """
-    names = list(dict.fromkeys(row["hyperparameter"] for row in study))
     seeds = study[0]["seeds"]
     spread = f"mean and standard deviation of {seeds} seeds"
     if seeds == 1:
         spread = "one seed: differences of half a point are chance"
     title = f"Tyler, one hyperparameter moved at a time ({spread})"
-    rows = math.ceil(len(names) / 2)
-    figure, axes = new_figure(rows, 2, (10, 3.3 * rows + 0.4), title)
-    figure.delaxes(axes[-1]) if len(names) % 2 else None
-    shared = axes[[name != "learning_rate" for name in names].index(True)]
+    names = list(dict.fromkeys(row["hyperparameter"] for row in study))
+    lines = math.ceil(len(names) / 2)
+    figure, axes = new_figure(lines, 2, (10, 3.3 * lines + 0.4), title)
+    for ax in axes[len(names) :]:
+        ax.remove()
     for ax, name in zip(axes, names):
         for use_regularizer, look in LOOKS.items():
-            which = (name, use_regularizer)
-            curve = [
-                r for r in study if (r["hyperparameter"], r["use_regularizer"]) == which
-            ]
-            values = [row["value"] for row in curve]
-            # Evenly spaced, and the curves a little apart: nothing overprints.
+            curve = [row for row in study if row["hyperparameter"] == name]
+            curve = [row for row in curve if row["use_regularizer"] == use_regularizer]
+            # Evenly spaced, and the curves a little apart, so that nothing overprints.
             x = np.arange(len(curve)) + (0.03 if use_regularizer else -0.03)
             y = [row["val_accuracy"] for row in curve]
             deviations = [row["standard_deviation"] for row in curve]
             ax.errorbar(x, y, deviations, marker="o", capsize=3, **look)
-        ax.axvline(
-            values.index(getattr(final, name)),
-            color="grey",
-            linestyle=":",
-            label="final models",
-        )
+        values = [row["value"] for row in curve]
+        centre = values.index(getattr(final, name))
+        ax.axvline(centre, color="grey", linestyle=":", label="final models' setting")
         ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         ax.set(xlabel=name.replace("_", " "), ylabel="validation accuracy")
         ax.grid(alpha=0.3)
-        if name == "learning_rate":
-            ax.set(xlabel="learning rate (with a y-axis of its own)")
-        elif ax is not shared:
-            ax.sharey(shared)
+    like = [ax for ax, name in zip(axes, names) if name != "learning_rate"]
+    limits = np.transpose([ax.get_ylim() for ax in like])
+    for ax in like:  # a learning rate of 0.01 would flatten all curves
+        ax.set_ylim(limits.min(), limits.max())
     axes[0].legend()
-    save_figure(figure, path, note)
+    return figure
 
 
-def plot_training(histories, folder, note):
-    """Accuracy and loss over the epochs: accuracy_tyler.png and accuracy_jackson.png.
+def plot_training(histories):
+    """{name: figure}: accuracy and loss over the epochs, on the same y-axes.
 
-    `histories` is {setting: {metric: array of shape (seeds, epochs)}}. Both figures have
-    the same y-axes.
+    `histories` is {setting: {metric: array of shape (seeds, epochs)}}.
     """
     seeds = len(next(iter(histories.values()))["loss"])
     spread = f" (mean of {seeds} seeds, bands: standard deviation)" if seeds > 1 else ""
     figures = {}
-    for name in ("tyler", "jackson"):
+    panels = {}
+    for name in dict.fromkeys(setting.architecture for setting in histories):
         title = f"{name.title()} in training{spread}"
-        figures[name] = new_figure(1, 2, (10, 4.5), title)
-    for tyler_ax, jackson_ax in zip(figures["tyler"][1], figures["jackson"][1]):
-        jackson_ax.sharey(tyler_ax)
+        figures[f"accuracy_{name}"], panels[name] = new_figure(1, 2, (10, 4.5), title)
+    for ax, other in zip(*panels.values()):
+        ax.sharey(other)
     for setting, history in histories.items():
         look = LOOKS[setting.use_regularizer]
-        for ax, metric in zip(figures[setting.architecture][1], ("accuracy", "loss")):
+        for ax, metric in zip(panels[setting.architecture], ("accuracy", "loss")):
             for part, prefix, width in (
                 ("training", "", 1),
                 ("validation", "val_", 2.5),
@@ -594,13 +586,13 @@ def plot_training(histories, folder, note):
             ax.set(xlabel="epoch", ylabel=metric)
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.grid(alpha=0.3)
-    for name, (figure, axes) in figures.items():
-        axes[1].set(ylabel="loss (cross-entropy + L2 penalty)")
-        axes[0].legend()
-        save_figure(figure, folder / f"accuracy_{name}.png", note)
+    for accuracy_ax, loss_ax in panels.values():
+        accuracy_ax.legend()
+        loss_ax.set(ylabel="loss (cross-entropy + L2 penalty)")
+    return figures
 
 
-def plot_confusion_matrix(title, labels, probabilities, path, note=""):
+def plot_confusion_matrix(title, labels, probabilities):
     """The confusion matrix of a model.
 
     `labels` are class numbers (n,), `probabilities` the model's output (n, 10).
@@ -616,10 +608,10 @@ def plot_confusion_matrix(title, labels, probabilities, path, note=""):
     for text in display.text_.ravel():
         text.set_text(text.get_text().replace("0.00", ""))
     ax.set(xlabel="predicted class", ylabel="true class (each row adds up to 1)")
-    save_figure(figure, path, note)
+    return figure
 
 
-def plot_predictions(title, images, labels, probabilities, path, note):
+def plot_predictions(title, images, labels, probabilities):
     """The first six right predictions and, below, the six most confident mistakes.
 
     `labels` are class numbers (n,), `probabilities` the model's output (n, 10).
@@ -628,15 +620,15 @@ def plot_predictions(title, images, labels, probabilities, path, note):
     confidence = probabilities.max(1)
     right = np.flatnonzero(predicted == labels)
     wrong = np.flatnonzero(predicted != labels)
-    most_confident = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
     title = f"{title}: test images it gets right; below, its most confident mistakes"
     figure, axes = new_figure(2, 6, (11, 5), title)
-    for row, numbers, color in ((0, right, "black"), (6, most_confident, RED)):
-        for ax, i in zip(axes[row : row + 6], numbers):
+    for panels, numbers, color in ((axes[:6], right, "black"), (axes[6:], wrong, RED)):
+        for ax, i in zip(panels, numbers):
             ax.imshow(images[i], cmap="gray")  # as the network sees it: light on black
             names = f"true: {CLASS_NAMES[labels[i]]}\npredicted: {CLASS_NAMES[predicted[i]]}"
             text = f"{names}\nconfidence: {confidence[i]:.1%}"
             ax.set_title(text, fontsize=9, color=color)
     for ax in axes:
         ax.axis("off")
-    save_figure(figure, path, note)
+    return figure
