@@ -216,17 +216,10 @@ def adam_function(weights, learning_rate):
         beta_2_power = beta_2**t
         for w, m, v, g in zip(weights, means, squares, gradients):
             tf.raw_ops.ResourceApplyAdam(
-                var=w.handle,
-                m=m.handle,
-                v=v.handle,
-                grad=g,
-                beta1_power=beta_1_power,
-                beta2_power=beta_2_power,
-                lr=learning_rate,
-                beta1=beta_1,
-                beta2=beta_2,
-                epsilon=util.ADAM["epsilon"],
-            )
+                var=w.handle, m=m.handle, v=v.handle, grad=g,
+                beta1_power=beta_1_power, beta2_power=beta_2_power, lr=learning_rate,
+                beta1=beta_1, beta2=beta_2, epsilon=util.ADAM["epsilon"],
+            )  # fmt: skip
 
     return update_weights
 
@@ -408,7 +401,7 @@ def run_experiment(options):
     settings = list(dict.fromkeys([*final, *(point.setting for point in points)]))
     seeds = range(options.seed, options.seed + options.repeats)
     trials = [Trial(setting, seed) for setting in settings for seed in seeds]
-    folder = output_folder(options)
+    folder = options.folder
     for name in ("models", "plots"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with util.open_store(folder / ".trials") as store:
@@ -420,12 +413,17 @@ def run_experiment(options):
         for trial in (Trial(setting, seed) for setting in final for seed in seeds):
             tests[trial] = test_model(util.load_classifier(files[trial]), test)
         console.print("Writing the models, tables and plots")
-        set_older_study_aside(folder)
+        if not study:
+            set_older_study_aside(folder)
         for setting in final:
             content = files[Trial(setting, options.seed)].read_bytes()
             util.write_whole(folder / f"models/model_{setting.name}.h5", content)
         write_tables(folder / "models", histories, tests, study, seeds)
-        note = "A quick run: small differences are chance." if options.quick else ""
+        note = (
+            "A quick run on few images: small differences are chance."
+            if options.quick
+            else ""
+        )
         for name, figure in draw(histories, tests, study, test, options).items():
             util.save_figure(figure, folder / f"plots/{name}.png", note)
     report_study(study)
@@ -433,10 +431,6 @@ def run_experiment(options):
     if options.quick:
         console.print("A quick run does not compare with these.")
     console.print(f"The files are in models/ and plots/ of {folder}")
-
-
-def output_folder(options):
-    return (options.output_dir or HERE / ("quick" if options.quick else "")).resolve()
 
 
 def read_histories(settings, seeds, files):
@@ -458,20 +452,14 @@ def study_rows(points, final, histories):
             setting for setting in final if setting.label == point.setting.label
         ]
         accuracies = histories[point.setting]["val_accuracy"][:, point.epoch - 1]
-        mean, deviation = util.mean_and_deviation(accuracies)
         differences = accuracies - histories[centre]["val_accuracy"][:, -1]
-        difference, error = util.mean_and_error(differences)
-        row = {
-            "hyperparameter": point.hyperparameter,
-            "value": point.value,
-            "use_regularizer": point.setting.use_regularizer,
-            "val_accuracy": mean,
-            "standard_deviation": deviation,
-            "difference": difference,
-            "standard_error": error,
-            "seeds": len(accuracies),
-        }
-        rows.append(row)
+        mean, deviation, _ = util.mean_and_spread(accuracies)
+        difference, _, error = util.mean_and_spread(differences)
+        which = {"hyperparameter": point.hyperparameter, "value": point.value}
+        which["use_regularizer"] = point.setting.use_regularizer
+        accuracy = {"val_accuracy": mean, "standard_deviation": deviation}
+        compared = {"difference": difference, "standard_error": error}
+        rows.append({**which, **accuracy, **compared, "seeds": len(accuracies)})
     return rows
 
 
@@ -578,7 +566,7 @@ def report_results(tests):
     for trial, (scores, _) in tests.items():
         seeds.setdefault(trial.setting.label, []).append([*scores.values()])
     for label, scores in seeds.items():
-        mean, deviation = util.mean_and_deviation(scores)
+        mean, deviation, _ = util.mean_and_spread(scores)
         cells = [f"{value:.4f}".replace("nan", "diverged") for value in mean]
         console.print(line(label, *cells))
         if len(scores) > 1:
@@ -586,8 +574,8 @@ def report_results(tests):
     accuracies = {label: np.array(scores)[:, 1] for label, scores in seeds.items()}
     pairs = [("Tyler", "Jackson"), ("Tyler", "Tyler + L2"), ("Jackson", "Jackson + L2")]
     for one, other in pairs if len(tests) > 4 else []:
-        difference, error = util.mean_and_error(accuracies[one] - accuracies[other])
-        console.print(f"{one} - {other}: {difference:+.4f}, standard error {error:.4f}")
+        gap, _, error = util.mean_and_spread(accuracies[one] - accuracies[other])
+        console.print(f"{one} - {other}: {gap:+.4f}, standard error {error:.4f}")
     console.print(f"Published accuracies: {PUBLISHED}")
 
 
@@ -597,7 +585,7 @@ def evaluate_files(options):
 
     *_, test = util.load_data(options.data_dir, options.quick)
     labels = test[1].argmax(axis=1)
-    folder = output_folder(options)
+    folder = options.folder
     final = [folder / f"models/model_{s.name}.h5" for s in final_settings(options)]
     for path in map(Path, options.evaluate or final):
         model = util.load_classifier(path)
@@ -651,6 +639,8 @@ def parse_options(arguments):
     options = parser.parse_args(arguments)
     if options.epochs is None:
         options.epochs = 5 if options.quick else 50
+    beside_script = HERE / "quick" if options.quick else HERE
+    options.folder = (options.output_dir or beside_script).resolve()
     limits = {
         "dropout_rate": (0, 0.99), "learning_rate": (1e-12, 1e12), "seed": (0, 10**7),
         "batch_size": (1, 10**6), "epochs": (1, 10**6), "repeats": (1, 1000),

@@ -274,18 +274,16 @@ def write_csv(path, rows):
     write_whole(path, text.getvalue().encode())
 
 
-def mean_and_deviation(values):
-    """Mean and standard deviation over the seeds, the first axis. One seed's is NaN."""
+def mean_and_spread(values):
+    """Mean, standard deviation and standard error over the seeds, the first axis.
+
+    The spread of a single seed is not known: NaN.
+    """
     values = np.array(values)
-    if len(values) == 1:
-        return values[0], np.full_like(values[0], math.nan)
-    return values.mean(axis=0), values.std(axis=0, ddof=1)
-
-
-def mean_and_error(differences):
-    """Mean and standard error of the seeds' differences."""
-    mean, deviation = mean_and_deviation(differences)
-    return mean, deviation / math.sqrt(len(differences))
+    deviation = np.full(values.shape[1:], math.nan)
+    if len(values) > 1:
+        deviation = values.std(axis=0, ddof=1)
+    return values.mean(axis=0), deviation, deviation / math.sqrt(len(values))
 
 
 # -------------------------------------------------------------------- saved models
@@ -503,7 +501,9 @@ def plot_architecture(model):
     """A network as a diagram: a bar for each layer, as wide as its output."""
     shape = " x ".join(map(str, model.input_shape[1:]))
     rows = [("", "Input", shape, "", 0), *layer_table(model)]
-    title = f"{model.name.title()}: {model.count_params():,} weights (logarithmic bars)"
+    title = (
+        f"{model.name.title()}: {model.count_params():,} weights (bars: logarithmic)"
+    )
     figure, [ax] = new_figure(1, 1, (7, 0.42 * len(rows) + 0.8), title)
     for row, (_, kind, shape, words, weights) in enumerate(rows):
         width = math.log2(math.prod(map(int, shape.split(" x "))))
@@ -511,7 +511,7 @@ def plot_architecture(model):
         ink = "black" if color == ORANGE else "white"
         ax.barh(-row, width, left=-width / 2, height=0.7, color=color)
         ax.text(0, -row, shape, ha="center", va="center", color=ink, weight="bold")
-        ax.text(-5.3, -row, f"{kind} {words}", ha="right", va="center")
+        ax.text(-5.3, -row, f"{kind} {words}".strip(), ha="right", va="center")
         ax.text(5.3, -row, f"{weights:,} weights" if weights else "", va="center")
     ax.set(xlim=(-10.5, 9.5))
     ax.axis("off")
@@ -548,6 +548,8 @@ def plot_hyperparameters(study, final):
         ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         ax.set(xlabel=name.replace("_", " "), ylabel="validation accuracy")
         ax.grid(alpha=0.3)
+        if name == "learning_rate":
+            ax.set(xlabel="learning rate (with a y-axis of its own)")
     like = [ax for ax, name in zip(axes, names) if name != "learning_rate"]
     limits = np.transpose([ax.get_ylim() for ax in like])
     for ax in like:  # a learning rate of 0.01 would flatten all curves
@@ -577,7 +579,7 @@ def plot_training(histories):
                 ("training", "", 1),
                 ("validation", "val_", 2.5),
             ):
-                mean, deviation = mean_and_deviation(history[prefix + metric])
+                mean, deviation, _ = mean_and_spread(history[prefix + metric])
                 epochs = np.arange(1, len(mean) + 1)
                 label = f"{part}, {look['label']}"
                 ax.plot(epochs, mean, **{**look, "label": label, "linewidth": width})
