@@ -8,6 +8,7 @@ test results. A training that is finished is kept, and never done again.
 """
 
 import argparse
+import asyncio
 import gc
 import importlib
 import importlib.metadata
@@ -344,14 +345,20 @@ def train_on_cluster(trials, keys, data, store, options, show_progress):
     """The same on a Dask cluster. Each worker gets our scripts and a copy of the data."""
     named = f"--cluster {options.cluster}"
     try:
-        from distributed import Client, CommClosedError, KilledWorker, TimeoutError
-
-        logging.disable()  # Dask's log lines; its errors reach us as exceptions
-        client = Client(options.cluster, timeout=util.TIMEOUT)
+        import distributed
+        from distributed.comm import connect
+    except ImportError:
+        raise util.InputError(f"{named}: pip install dask[distributed] first") from None
+    logging.disable()  # Dask's log lines; its errors reach us as exceptions
+    try:
+        # Client would wait for ever for a port that speaks, say, HTTP.
+        asyncio.run(asyncio.wait_for(connect(options.cluster), util.TIMEOUT))
+        client = distributed.Client(options.cluster, timeout=util.TIMEOUT)
         client.wait_for_workers(1, timeout=util.TIMEOUT)
         send_scripts(client)
-    except (ImportError, OSError, ValueError, TimeoutError) as error:
-        raise util.InputError(f"{named}: {error}") from None
+    except (OSError, ValueError, distributed.TimeoutError) as error:
+        reason = str(error) or "no Dask scheduler answers there"
+        raise util.InputError(f"{named}: {reason}") from None
     # Here, our module is called "__main__". Workers know it by its file's name.
     train = importlib.import_module("main-FMNIST").train_trial
     try:
@@ -363,7 +370,7 @@ def train_on_cluster(trials, keys, data, store, options, show_progress):
                 trial = running.pop(future)
                 yield trial, util.keep_trial(store, keys[trial], future.result())
                 show_progress()
-    except (futures.CancelledError, CommClosedError, KilledWorker) as error:
+    except (futures.CancelledError, distributed.KilledWorker) as error:
         reason = str(error) or type(error).__name__
         raise util.InputError(f"{named} is lost: {reason}") from None
 
