@@ -172,12 +172,15 @@ def open_store(folder):
     the checksum tells whether it is whole. SQLite's lock ends with the process. Raises
     InputError if another run holds it.
     """
-    shutil.rmtree(folder / "temporary", ignore_errors=True)
-    (folder / "temporary").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "temporary"
     lock = sqlite3.connect(folder / "lock", timeout=0)
     try:
         lock.execute("BEGIN EXCLUSIVE")
+        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+        temporary.mkdir()
         yield folder
+        shutil.rmtree(temporary, ignore_errors=True)
     except sqlite3.Error as error:
         problem = f"{folder}/lock is damaged ({error}): delete it"
         if "locked" in str(error):

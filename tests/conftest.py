@@ -11,6 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+
+def pytest_configure(config):
+    """Python 3.13 and NumPy 2 find fault with how TensorFlow and gast are written."""
+    for kind in ("gast", "keras"):
+        config.addinivalue_line("filterwarnings", f"ignore::DeprecationWarning:{kind}")
+
+
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 sys.dont_write_bytecode = True  # here and in the processes that tests start

@@ -1,16 +1,15 @@
-"""The helpers: the data and its sources, files, saved models, pictures."""
+"""The helpers: the data and its sources, the store, files, saved models, pictures."""
 
 import contextlib
-import http.server
+import itertools
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
-import warnings
 from pathlib import Path
 
 import h5py
@@ -26,21 +25,17 @@ from matplotlib import pyplot
 def refused(util, *words):
     """What is inside must raise InputError: one line that has all of `words`."""
     with pytest.raises(util.InputError) as caught:
-        yield
+        yield caught
     message = str(caught.value)
     assert message.isprintable()
     assert [word for word in map(str, words) if word not in message] == []
 
 
-def flip_bit(path, position):
-    content = bytearray(path.read_bytes())
-    content[position] ^= 1
-    path.write_bytes(content)
+def files(folder):
+    return {path.name for path in folder.iterdir()}
 
 
 # --------------------------------------------------------- the data and its sources
-
-
 def test_last_fifth_of_the_training_images_validates(util, idx_dir):
     parts = util.load_data(idx_dir(train=13, test=7))
     images, labels = synthetic_images(13)
@@ -51,27 +46,21 @@ def test_last_fifth_of_the_training_images_validates(util, idx_dir):
         assert (x.dtype, y.dtype) == (np.uint8, np.float32)
 
 
-def test_real_data_is_whole_and_split_as_published(util, real_data_dir):
-    parts = util.load_data(real_data_dir)
-    assert [len(x) for x, _ in parts] == [48_000, 12_000, 10_000]
-    (_, train), (_, validation), (_, test) = parts
+def test_real_data_is_split_as_published(util, real_data_dir):
+    train, validation, test = [labels for _, labels in util.load_data(real_data_dir)]
+    assert (len(train), len(validation), len(test)) == (48_000, 12_000, 10_000)
     assert (train.sum(0) + validation.sum(0)).tolist() == [6000] * 10
-    assert test.sum(0).tolist() == [1000] * 10
     first = [util.CLASS_NAMES[i] for i in train[:4].argmax(1)]
     assert first == ["Ankle boot", "T-shirt/top", "T-shirt/top", "Dress"]
     quick = util.load_data(real_data_dir, quick=True)
     assert [len(x) for x, _ in quick] == [4800, 1200, 2000]
-    assert all((x == whole[: len(x)]).all() for (x, _), (whole, _) in zip(quick, parts))
 
 
 FAULTS = {  # the number of the file, what is done to it
     "missing": (0, Path.unlink),
-    "no folder": (0, lambda path: shutil.rmtree(path.parent)),
     "cut": (2, lambda path: os.truncate(path, 9999)),
-    "damaged": (0, lambda path: flip_bit(path, 9999)),
-    "not gzip": (3, lambda path: path.write_text("text")),
+    "wrong checksum": (0, lambda it: it.write_bytes(it.read_bytes()[:-8] + bytes(8))),
     "images for labels": (1, lambda path: write_idx(path, np.zeros((100, 28, 28)))),
-    "other size": (2, lambda path: write_idx(path, np.zeros((100, 28, 27)))),
     "other count": (1, lambda path: write_idx(path, np.zeros(99))),
     "other length": (3, lambda path: path.write_bytes(path.read_bytes() * 2)),
     "label 10": (3, lambda path: write_idx(path, np.full(100, 10))),
@@ -86,302 +75,335 @@ def test_bad_file_is_named_in_one_line(util, idx_dir, number, spoil):
         util.load_data(path.parent)
 
 
-def send(request, content, cut=False):
-    """Answer with this content, but for the last byte if that is cut."""
-    request.send_response(200)
-    request.send_header("Content-Length", str(len(content)))
-    request.end_headers()
-    request.wfile.write(content[: len(content) - cut])
-
-
 @pytest.fixture
-def host(util, monkeypatch, tmp_path, idx_dir):
-    """Keras's host, on a machine that has no data: `answer` is how it sends a file."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            server.asked.append(self.path.strip("/"))
-            server.answer(self, (idx_dir() / server.asked[-1]).read_bytes())
-
+def sources(util, monkeypatch, tmp_path, idx_dir):
+    """(cache, a folder in place of Keras's host). The cache is empty, apt-get missing."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))  # there is no apt-get
+    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(util, "DEBIAN_DIR", tmp_path / "debian")
+    monkeypatch.setattr(util, "DATA_URL", f"{idx_dir().as_uri()}/")
     monkeypatch.setattr(util, "TIMEOUT", 0.5)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.asked, server.answer = [], send
-        server.cache = tmp_path / "datasets" / "fashion-mnist"
-        threading.Thread(target=server.serve_forever, args=[0.01]).start()
-        monkeypatch.setattr(util, "DATA_URL", f"http://127.0.0.1:{server.server_port}/")
-        yield server
-        server.shutdown()
+    return tmp_path / "datasets" / "fashion-mnist", idx_dir()
 
 
-def test_sources_are_tried_in_their_order(util, host, make_idx_dir):
+def test_sources_are_tried_in_their_order(util, sources, make_idx_dir):
+    cache, host = sources
     make_idx_dir(util.DEBIAN_DIR)
-    assert util.find_data() == util.DEBIAN_DIR
-    make_idx_dir(host.cache)
-    assert util.find_data() == host.cache
-    for name in util.DATA_FILES[2:]:
-        (host.cache / name).unlink()
+    make_idx_dir(cache)
+    assert util.find_data() == cache
+    (cache / util.DATA_FILES[0]).unlink()
     assert util.find_data() == util.DEBIAN_DIR  # the cache has not all files
-    assert host.asked == []
     shutil.rmtree(util.DEBIAN_DIR)
-    assert util.find_data() == host.cache
-    assert host.asked == [*util.DATA_FILES[2:]]  # the others were there
-    assert files(host.cache) == {*util.DATA_FILES}
-    assert [len(x) for x, _ in util.load_data(host.cache)] == [480, 120, 100]
+    (host / util.DATA_FILES[1]).unlink()  # only what is missing is fetched
+    for name, hours in ((".part-old", 25), (".part-young", 23)):  # of killed runs
+        (cache / name / "half").mkdir(parents=True)
+        os.utime(cache / name, (0, time.time() - 3600 * hours))
+    assert util.find_data() == cache
+    assert files(cache) == {".part-young", *util.DATA_FILES}
+    assert [len(x) for x, _ in util.load_data(cache)] == [480, 120, 100]
 
 
-HOSTS = {  # how it sends a file
-    "hangs": lambda request, content: time.sleep(5),
-    "cuts the third": lambda request, it: send(request, it, "t10k" in request.path),
-    "shows a web page": lambda request, content: send(request, b"<html>Log in</html>"),
-}
+def test_when_all_sources_fail_one_line_lists_them(util, sources, monkeypatch):
+    cache, host = sources
+    (host / util.DATA_FILES[3]).write_text("<html>Log in</html>")
+    silent = socket.create_server(("127.0.0.1", 0))  # it never answers
+    for url in (util.DATA_URL, f"http://127.0.0.1:{silent.getsockname()[1]}/"):
+        monkeypatch.setattr(util, "DATA_URL", url)
+        tried = cache, util.DEBIAN_DIR, url, util.DEBIAN_PACKAGE
+        with refused(util, *tried, "--data-dir", *util.DATA_FILES):
+            util.find_data()
+        assert files(cache) == set()
+    silent.close()
 
 
-@pytest.mark.parametrize("answer", HOSTS.values(), ids=HOSTS)
-def test_when_all_sources_fail_one_line_lists_them(util, host, answer):
-    host.answer = answer
-    started = time.monotonic()
-    tried = host.cache, util.DEBIAN_DIR, util.DATA_URL, util.DEBIAN_PACKAGE
-    with refused(util, *tried, "--data-dir", *util.DATA_FILES):
-        util.find_data()
-    assert time.monotonic() - started < 4
-    assert list(host.cache.iterdir()) == []
-
-
-def test_debian_package_is_the_last_resort(util, host, idx_dir, tmp_path, monkeypatch):
-    host.answer, folder = HOSTS["shows a web page"], f'"$3{util.DEBIAN_DIR}"'
+def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch):
+    cache, data = sources
+    monkeypatch.setattr(util, "DATA_URL", "file:///nowhere/")
+    folder = f'"$3{util.DEBIAN_DIR}"'
     programs = {
         "apt-get": 'case "$*" in *" download dataset-fashion-mnist") touch it.deb; esac',
-        "dpkg-deb": f"[ -f $2 ] && mkdir -p {folder} && cp {idx_dir()}/* {folder}",
+        "dpkg-deb": f"[ -f $2 ] && mkdir -p {folder} && cp {data}/* {folder}",
     }
     for name, script in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert util.find_data() == host.cache
-    assert files(host.cache) == {*util.DATA_FILES}
+    assert util.find_data() == cache
+    assert files(cache) == {*util.DATA_FILES}
+
+
+# ------------------------------------------------------------------------ the store
+def test_second_run_is_refused_until_the_first_is_killed(util, tmp_path):
+    script = (
+        "import importlib, pathlib, sys, time\n"
+        "util = importlib.import_module('util-FMNIST')\n"
+        "with util.open_store(pathlib.Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'temporary' / 'half').touch()\n"
+        "    print(util.keep_trial(folder, 'k' * 32, b'content').name, flush=True)\n"
+        "    time.sleep(20)\n"
+    )
+    store = tmp_path / ".trials"
+    command = [sys.executable, "-c", script, store]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, cwd=PROJECT, text=True) as process:
+        kept = process.stdout.readline().strip()
+        with refused(util, tmp_path, "another run"), util.open_store(store):
+            pytest.fail("two runs at work")
+        left = files(store / "temporary")
+        process.kill()
+    assert left == {"half"}  # the first run may need it
+    with util.open_store(store) as folder:
+        assert files(folder / "temporary") == set()
+        assert util.stored_trials(folder) == {"k" * 32: store / kept}
+
+
+def test_damaged_lock_is_named(util, tmp_path):
+    (tmp_path / "lock").write_text("text" * 99)
+    with refused(util, tmp_path / "lock", "delete it") as caught:
+        util.open_store(tmp_path).__enter__()
+    assert "another run" not in str(caught.value)
+
+
+def test_damaged_trial_does_not_count_and_is_deleted(util, tmp_path):
+    (tmp_path / "mine.h5").touch()
+    whole = util.keep_trial(tmp_path, "w" * 32, b"whole")
+    for damaged in (b"Content", b"contenu", b"conten"):
+        path = util.keep_trial(tmp_path, "k" * 32, b"content")
+        assert path.read_bytes() == b"content"
+        assert util.stored_trials(tmp_path) == {"w" * 32: whole, "k" * 32: path}
+        path.write_bytes(damaged)
+        assert util.stored_trials(tmp_path) == {"w" * 32: whole}
+        assert files(tmp_path) == {whole.name, "mine.h5"}
+
+
+def test_key_changes_with_all_that_makes_a_trial(util, main, monkeypatch):
+    trial = main.Trial(main.Setting("tyler", False, 0.3, 0.001, 128, 50), 0)
+    others = main.Setting("jackson", True, 0.4, 0.003, 64, 40)
+    trials = [trial, trial._replace(seed=1)]
+    for name, value in others._asdict().items():
+        trials.append(trial._replace(setting=trial.setting._replace(**{name: value})))
+    data = synthetic_images(10), synthetic_images(5)
+    keys = util.trial_keys(trials, data)
+    assert len({*keys.values()}) == 2 + len(others)
+    assert util.trial_keys(trials, (synthetic_images(10), synthetic_images(5))) == keys
+    found = {keys[trial]}
+    for images, _ in data:
+        images[4, 27, 27] += 1
+        found.add(util.trial_keys([trial], data)[trial])
+    monkeypatch.setattr(util, "library_versions", lambda: {"keras": "4"})
+    found.add(util.trial_keys([trial], data)[trial])
+    assert [len(key) for key in found] == [32] * 4
+
+
+EDITS = [  # the script, what is replaced there, by what, the functions this changes
+    ("model", "# as published", "# as I like", []),  # a comment
+    ("main", "Train one network", "Train a network", []),  # a docstring
+    ("util", "one hyperparameter moved", "one value moved", []),  # a plot's title
+    ("main", "Published accuracies", "They published", []),  # the report
+    ("main", "lr=learning_rate", "lr=2 * learning_rate", ["train_trial"]),
+    ("main", "tf.float32) / 255", "tf.float32) / 256", ["train_trial"]),
+    ("main", "100 * trial.seed", "99 * trial.seed", ["train_trial"]),
+    ("util", 'METRICS = ("loss", "acc', 'METRICS = ("LOSS", "acc', ["train_trial"]),
+    ("util", '"beta_2": 0.999', '"beta_2": 0.99', ["train_trial"]),
+    ("util", '"batch_input_shape"', '"batch_shape"', ["train_trial"]),
+    ("model", "Dense(128", "Dense(127", ["build_tyler"]),
+    ("model", "Dense(512", "Dense(511", ["build_jackson"]),
+    ("model", "L2_FACTOR = 0.0", "L2_FACTOR = 0.1", ["build_tyler", "build_jackson"]),
+]
+
+
+def test_only_an_edit_of_what_trains_changes_its_code(util, tmp_path, monkeypatch):
+    monkeypatch.setattr(util, "__file__", str(tmp_path / "util-FMNIST.py"))
+    for script in util.SCRIPTS:
+        shutil.copy(PROJECT / script, tmp_path)
+    functions = "train_trial", "build_tyler", "build_jackson"
+    code = {name: util.code_behind.__wrapped__(name) for name in functions}
+    for script, old, new, changed in EDITS:
+        path = tmp_path / f"{script}-FMNIST.py"
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+        found = [f for f in functions if util.code_behind.__wrapped__(f) != code[f]]
+        assert found == changed, new
+        path.write_text(text)
+
+
+def test_all_functions_that_run_in_training_are_in_its_code(util, main):
+    ran = set()
+
+    def note(frame, event, _):
+        if os.path.dirname(frame.f_code.co_filename) == str(PROJECT):
+            ran.add(frame.f_code.co_name)
+
+    images, labels = synthetic_images(10)
+    data = images, np.eye(10, dtype="float32")[labels]
+    trial = main.Trial(main.Setting("tyler", True, 0.3, 0.001, 5, 1), 0)
+    sys.setprofile(note)
+    main.train_trial(trial, data, data)
+    sys.setprofile(None)
+    assert {"train_trial", "build_tyler", "in_keras2_words"} < ran
+    code = util.code_behind("train_trial") + util.code_behind("build_tyler")
+    named = {name for name in ran if not name.startswith("<")}  # <lambda>, <listcomp>
+    assert {name for name in named if f"def {name}(" not in code} == set()
 
 
 # ------------------------------------------------------------------------ the files
+def test_table_is_whole_and_has_all_digits(util, tmp_path, monkeypatch):
+    path = tmp_path / "table.csv"
+    util.write_csv(path, [{"model": 'a, "b"', "loss": np.float64(1 / 3)}])
+    monkeypatch.setattr(os, "replace", lambda *paths: 1 / 0)  # as if it is killed there
+    with pytest.raises(ZeroDivisionError):
+        util.write_whole(path, b"new")
+    assert path.read_text() == f'model,loss\n"a, ""b""",{1 / 3!r}\n'
+    monkeypatch.undo()
+    util.write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert files(tmp_path) == {"table.csv"}
 
 
-def files(folder):
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)) for path in paths}
-
-
-def test_results_are_published_together_and_trials_outlive_an_error(util, tmp_path):
-    with contextlib.suppress(KeyError), util.output_folders(tmp_path) as (kept, new, _):
-        (new / "half.h5").touch()
-        (tmp_path / "models" / "my").touch()
-        trial = util.keep_trial(kept, "key", b"content")
-        raise KeyError
-    assert files(tmp_path) == {"models/my", ".trials/lock", f".trials/{trial.name}"}
-    with util.output_folders(tmp_path) as (kept, models, plots):
-        assert util.find_kept_trials(kept) == {"key": trial}
-        (models / "whole.h5").touch()
-        (plots / "whole.png").touch()
-        assert not {"models/whole.h5", "plots/whole.png"} & files(tmp_path)
-    assert files(tmp_path) == {"models/my", "models/whole.h5", "plots/whole.png"}
-
-
-def test_second_run_is_refused_until_the_first_one_dies(util, tmp_path):
-    script = (
-        "import importlib, pathlib, time\n"
-        "util = importlib.import_module('util-FMNIST')\n"
-        f"with util.output_folders(pathlib.Path({str(tmp_path)!r})) as (kept_dir, *_):\n"
-        "    util.keep_trial(kept_dir, 'key', b'content')\n"
-        "    print('ready', flush=True), time.sleep(20)\n"
-    )
-    command = [sys.executable, "-c", script]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT) as process:
-        assert process.stdout.readline() == b"ready\n"
-        with refused(util, tmp_path), util.output_folders(tmp_path, fresh=True):
-            pytest.fail("two runs at work")
-        assert list(util.find_kept_trials(tmp_path / ".trials")) == ["key"]
-        process.kill()
-    with util.output_folders(tmp_path, fresh=True) as (kept_dir, *_):
-        assert util.find_kept_trials(kept_dir) == {}
-
-
-def test_file_in_a_folders_place_is_noticed_before_the_work(util, tmp_path):
-    (tmp_path / "plots").touch()
-    with pytest.raises(OSError, match="plots"), util.output_folders(tmp_path):
-        pytest.fail("the work began")
-
-
-@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs a second disk")
-def test_models_may_lie_on_another_disk(util, tmp_path):
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
-        (tmp_path / "models").symlink_to(elsewhere)
-        with util.output_folders(tmp_path) as (_, model_dir, _):
-            (model_dir / "model.h5").touch()
-        assert os.listdir(elsewhere) == ["model.h5"]
-
-
-def test_kept_trial_with_a_flipped_bit_does_not_count(util, saved, tmp_path):
-    content = saved.read_bytes()
-    weights = keras.models.load_model(saved).get_weights()[0].tobytes()
-    for position in (0, content.index(b"class_name"), content.index(weights), -1):
-        path = util.keep_trial(tmp_path, "key", content)
-        assert util.find_kept_trials(tmp_path) == {"key": path}
-        flip_bit(path, position)
-        assert util.find_kept_trials(tmp_path) == {}
-
-
-def test_key_of_a_trial_depends_on_its_seed_and_on_the_data(util):
-    trials = [("tyler", 0.3, 0), ("tyler", 0.3, 1)]
-    images, labels = synthetic_images(10)
-    keys = util.trial_keys(trials, (images, labels))
-    assert keys == util.trial_keys(trials, synthetic_images(10))
-    images[9, 27, 27] += 1
-    others = util.trial_keys(trials, (images, labels))
-    assert len({*keys.values(), *others.values()}) == 4
+@pytest.mark.filterwarnings("error")
+def test_spread_is_that_of_a_sample_of_seeds(util):
+    spread = util.mean_and_spread([[1, 5], [2, 5], [6, 5]])
+    np.testing.assert_allclose(spread, [[3, 5], [7**0.5, 0], [(7 / 3) ** 0.5, 0]])
+    unknown = [np.nan, np.nan]
+    np.testing.assert_equal(util.mean_and_spread([[1, 5]]), ([1, 5], unknown, unknown))
 
 
 # -------------------------------------------------------------------- saved models
-
 IMAGES = np.random.default_rng(0).random((20, 28, 28), dtype="float32")
+DESCRIPTION = {"dropout_rate": 0.3, "seed": 7, "keras_version": "2.6"}
 
 
 def predict(network):
     return np.array(network(IMAGES.reshape(-1, *network.input_shape[1:])))
 
 
-def assert_same(probabilities, expected):
-    np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
-
-
-def sequential(*shape, classes=10, last="softmax"):
-    parts = [layers.Flatten(), layers.Dense(8, "relu"), layers.Dense(classes, last)]
-    return keras.Sequential([keras.Input(shape), *parts])
-
-
-def functional():
-    image = keras.Input((28, 28))
+def classifier(*shape, classes=10, last="softmax"):
+    image = keras.Input(shape)
     hidden = layers.Dense(8, "gelu", kernel_regularizer="l1")(layers.Flatten()(image))
-    return keras.Model(image, layers.Dense(10, "softmax")(layers.Dropout(0.3)(hidden)))
+    return keras.Model(image, layers.Dense(classes, last)(layers.Dropout(0.3)(hidden)))
 
 
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory):
-    """A file with a small classifier."""
-    path = tmp_path_factory.mktemp("saved") / "model.h5"
-    sequential(28, 28).save(path)
-    return path
+@pytest.fixture
+def saved(util, model, tmp_path):
+    """(Tyler with L2, the file that the program makes of it, its history)."""
+    network, path = model.build_tyler(use_regularizer=True), tmp_path / "model.h5"
+    history = {metric: [i / 7, np.nan] for i, metric in enumerate(util.METRICS)}
+    path.write_bytes(util.model_file(network, 0.003, history, DESCRIPTION))
+    return network, path, history
 
 
-def test_model_and_history_survive_in_one_file(util, model, tmp_path):
-    network = model.build_tyler(use_regularizer=True)
-    network.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
-    network.optimizer.build(network.trainable_variables)
-    path = tmp_path / "model.h5"
-    history = {metric: np.array([0.5, np.nan]) for metric in util.METRICS}
-    path.write_bytes(util.to_hdf5(network, history))
+def test_saved_model_comes_back_ready_to_train(util, saved):
+    network, path, history = saved
     np.testing.assert_equal(util.read_history(path), history)
-    assert_same(predict(util.load_classifier(path)), predict(network))
+    assert util.read_description(path) == DESCRIPTION
     assert not util.load_classifier(path).compiled  # a loss may name anything
-    keras.models.load_model(path).fit(IMAGES, np.eye(10)[[*range(10)] * 2], verbose=0)
+    loaded = keras.models.load_model(path)
+    for it in (loaded, util.load_classifier(path)):
+        np.testing.assert_allclose(predict(it), predict(network), rtol=1e-4)
+    assert type(loaded.optimizer) is keras.optimizers.Adam
+    assert float(loaded.optimizer.learning_rate) == pytest.approx(0.003)
+    assert loaded.loss is keras.losses.categorical_crossentropy
+    assert loaded.get_compile_config()["metrics"] == ["accuracy"]
+    loaded.fit(IMAGES, np.eye(10)[[*range(10)] * 2], verbose=0)
 
 
-OTHERS = {
-    "functional": functional,
-    "flat images": lambda: sequential(784),
-    "images with a channel": lambda: sequential(28, 28, 1),
-    "logits": lambda: sequential(28, 28, last="linear"),
-}
+def test_saved_model_is_written_in_words_of_keras_2(saved):
+    with h5py.File(saved[1]) as file:
+        text = file.attrs["model_config"]
+        adam = json.loads(file.attrs["training_config"])["optimizer_config"]["config"]
+        assert "optimizer_weights" not in file
+    new = "module|registered_name|optional|batch_shape|quantization_config|DTypePolicy"
+    assert re.findall(f'"({new})"|": null', text) == []
+    assert {*re.findall('"dtype": ([^,}]*)', text)} == {'"float32"'}
+    assert '"batch_input_shape": [null, 28, 28]' in text
+    assert {*adam} == {"learning_rate", "beta_1", "beta_2", "epsilon", "amsgrad"}
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_other_classifiers_load_and_give_probabilities(util, tmp_path, kind):
-    network = OTHERS[kind]()
-    network.save(tmp_path / "model.h5")
-    expected = predict(network)
-    if kind == "logits":
-        expected = np.exp(expected) / np.exp(expected).sum(1, keepdims=True)
-    assert_same(predict(util.load_classifier(tmp_path / "model.h5")), expected)
+def test_other_classifiers_load_and_give_probabilities(util, tmp_path):
+    path = tmp_path / "other.h5"
+    for shape in ((28, 28), (784,), (28, 28, 1)):
+        network = classifier(*shape, last="linear" if shape == (784,) else "softmax")
+        network.save(path)
+        network.layers[-1].activation = keras.activations.softmax
+        loaded = util.load_classifier(path)
+        np.testing.assert_allclose(predict(loaded), predict(network), rtol=1e-4)
+        assert util.read_description(path) == {"keras_version": keras.__version__}
 
 
-def write_keras2_file(path, network, dtype=None, data_format=None):
-    """Write `network`, made by sequential(28, 28), in the layout of Keras 2.6."""
-    flatten, hidden, last = (layer.name for layer in network.layers)
-    shape = {"batch_input_shape": [None, 28, 28], "dtype": dtype}
-    dense = {"kernel_regularizer": {"class_name": "L2", "config": {}}, "dtype": dtype}
-    parts = [
-        ("InputLayer", {"name": "image", "sparse": False, "ragged": False, **shape}),
-        ("Flatten", {"name": flatten, "data_format": data_format, **shape}),
-        ("Dense", {"name": hidden, "units": 8, "activation": "relu", **dense}),
-        ("Dense", {"name": last, "units": 10, "activation": "softmax", **dense}),
-    ]
-    parts = [{"class_name": kind, "config": config} for kind, config in parts]
-    net = {"class_name": "Sequential", "config": {"name": "net", "layers": parts}}
-    with h5py.File(path, "w") as file:
-        file.attrs.update(keras_version=b"2.6.0", model_config=json.dumps(net).encode())
-        group = file.create_group("model_weights")
-        group.attrs["layer_names"] = [layer.name.encode() for layer in network.layers]
-        for layer in network.layers:
-            weights = {f"{layer.name}/{w.name}:0": w.numpy() for w in layer.weights}
-            part = group.create_group(layer.name)
-            part.attrs["weight_names"] = [name.encode() for name in weights]
-            part.update(weights)
-
-
-def test_keras_json_and_keras_2_change_no_probability(saved, tmp_path, monkeypatch):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    network = keras.models.load_model(saved)
-    paths = [saved, tmp_path / "2.6.h5", tmp_path / "older.h5"]
-    write_keras2_file(paths[1], network, "float32", "channels_last")
-    write_keras2_file(paths[2], network)  # leaves these settings to Keras
-    settings = {"floatx": "float64", "image_data_format": "channels_first"}
-    (tmp_path / "keras.json").write_text(json.dumps({**settings, "backend": "jax"}))
-    script = (
-        "import importlib, json, numpy, sys\n"
-        "util = importlib.import_module('util-FMNIST')\n"
-        "images = numpy.random.default_rng(0).random((20, 28, 28), 'float32')\n"
-        "models = [util.load_classifier(path) for path in sys.argv[1:]]\n"
-        "print(json.dumps([model(images).numpy().tolist() for model in models]))\n"
-    )
-    command = [sys.executable, "-c", script, *paths]
-    output = subprocess.check_output(command, cwd=PROJECT, stderr=subprocess.STDOUT)
-    found = json.loads(output)  # a warning would not be JSON
-    assert_same(found, [predict(network)] * 3)
-    assert (np.float32(found) == found).all()  # no double precision
+def test_layers_are_described(util, model):
+    rows = util.layer_table(model.build_jackson(use_regularizer=True))
+    assert rows[1] == ("hidden_1", "Dense", "512", "relu L2 0.001", 401_920)
+    assert rows[2] == ("dropout_1", "Dropout", "512", "rate 0.3", 0)
+    assert rows[-1] == ("class_probabilities", "Dense", "10", "softmax", 650)
+    rows = [row[1:] for row in util.layer_table(classifier(28, 28))]
+    assert rows[0] == ("InputLayer", "28 x 28", "", 0)
+    assert rows[2] == ("Dense", "8", "gelu L1 0.01", 6280)
 
 
 def forge(path, old, new):
-    """Replace text in a saved model's description."""
+    """Replace text in a saved model's configuration."""
     with h5py.File(path, "a") as file:
         text = file.attrs["model_config"]
         assert old in text
         file.attrs["model_config"] = text.replace(old, new)
 
 
+def test_settings_of_the_user_change_no_probability(saved, tmp_path):
+    network, path, _ = saved
+    older = shutil.copy(path, tmp_path / "older.h5")  # leaves more settings to Keras
+    forge(older, '"dtype": "float32", ', "")
+    forge(older, ', "data_format": "channels_last"', "")
+    (tmp_path / "keras.json").write_text('{"floatx": "nonsense"}')
+    variables = {
+        "TF_ENABLE_ONEDNN_OPTS": "0", "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "TF_XLA_FLAGS": "--tf_xla_auto_jit=2", "KERAS_MAX_STEPS_PER_EPOCH": "1",
+        "MPLBACKEND": "nonsense", "CUDA_VISIBLE_DEVICES": "0",
+    }  # fmt: skip
+    script = (
+        "import importlib, json, numpy, os, sys\n"
+        "util = importlib.import_module('util-FMNIST')\n"
+        "floatx = util.import_tensorflow()[1].config.floatx()\n"
+        "images = numpy.random.default_rng(0).random((20, 28, 28), 'float32')\n"
+        "models = [util.load_classifier(path) for path in sys.argv[1:]]\n"
+        "found = [model(images).numpy().tolist() for model in models]\n"
+        "print(json.dumps([found, floatx, dict(os.environ)]))\n"
+    )
+    environment = {**os.environ, **variables, "KERAS_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", script, path, older]
+    streams = {"stderr": subprocess.STDOUT}  # a warning would not be JSON
+    output = subprocess.check_output(command, cwd=PROJECT, env=environment, **streams)
+    found, floatx, left = json.loads(output)
+    np.testing.assert_allclose(found, [predict(network)] * 2, rtol=1e-4)
+    assert (floatx, left["KERAS_HOME"]) == ("float32", str(tmp_path))
+    left = {name: left[name] for name in variables if name in left}
+    assert left == {"CUDA_VISIBLE_DEVICES": "-1"}
+
+
 FUNCTION = '{"class_name": "function", "module": "builtins", "config": "relu"}'
 REFUSED = {  # what is done to a valid file, what the message must name
     "other layer": (lambda it: forge(it, '"Flatten"', '"Conv2D"'), "Conv2D"),
-    "custom class": (lambda it: forge(it, '"Dense"', r'"Evil\n\u001b[31m"'), "Evil"),
-    "foreign module": (lambda it: forge(it, '"keras', '"evil'), "evil"),
+    "foreign module": (
+        lambda it: forge(it, '"rate"', '"module": "bad", "rate"'),
+        "bad",
+    ),
     "function object": (lambda it: forge(it, '"relu"', FUNCTION), "function"),
     "unknown function": (lambda it: forge(it, '"relu"', r'"evil\n\u001b[31m"'), "evil"),
-    "nested too deep": (lambda it: forge(it, "8", "[" * 40_000 + "]" * 40_000), ""),
-    "other input": (lambda it: sequential(32, 32).save(it), "(32, 32)"),
-    "other classes": (lambda it: sequential(28, 28, classes=5).save(it), "(5,)"),
+    "nested too deep": (lambda it: forge(it, "128", "[" * 40_000 + "]" * 40_000), ""),
+    "other input": (lambda it: classifier(32, 32).save(it), "(32, 32)"),
+    "other classes": (lambda it: classifier(28, 28, classes=5).save(it), "(5,)"),
     "no weights": (lambda it: h5py.File(it, "a").pop("model_weights"), "model_weights"),
-    "truncated": (lambda it: os.truncate(it, it.stat().st_size - 100), ""),
-    "text": (lambda it: it.write_text("model"), ""),
-    "archive": (lambda it: it.rename(it.with_suffix(".keras")), ".h5"),
-    "missing": (Path.unlink, "no file"),
-    "FIFO": (lambda it: (it.unlink(), os.mkfifo(it)), "no file"),
+    "truncated": (lambda it: os.truncate(it, 9999), ""),
+    "archive": (lambda it: it.rename(it.with_suffix(".keras")), "only .h5"),
+    "missing": (Path.unlink, "no such file"),
 }
 
 
 @pytest.mark.parametrize("spoil, word", REFUSED.values(), ids=REFUSED)
-def test_anything_else_is_refused_in_one_line(util, saved, tmp_path, spoil, word):
-    path = Path(shutil.copy(saved, tmp_path))
+def test_anything_else_is_refused_in_one_line(util, saved, spoil, word):
+    path = saved[1]
     spoil(path)
-    path = next(tmp_path.iterdir(), path)  # it may have another name now
+    path = next(path.parent.iterdir(), path)  # it may have another name now
     with refused(util, path, word):
         util.load_classifier(path)
 
@@ -400,81 +422,138 @@ def test_code_in_a_lambda_layer_never_runs(util, tmp_path):
 
 
 # -------------------------------------------------------------------- the pictures
-
-
 @pytest.fixture
-def figures(monkeypatch):
-    """{file name: figure} of what was saved. Nothing is empty, nothing makes a warning."""
-    saved, save = {}, pyplot.Figure.savefig
+def save(util, tmp_path, recwarn):
+    """save(figure) writes a PNG file that is not empty. Nothing makes a warning."""
 
-    def record(figure, path):
-        save(figure, path)
-        saved[path.name] = figure
-        pixels = pyplot.imread(path)  # it takes nothing but PNG
+    def save(figure):
+        util.save_figure(figure, tmp_path / "figure.png", "a note")
+        pixels = pyplot.imread(tmp_path / "figure.png")  # it takes nothing but PNG
         assert min(pixels.shape[:2]) > 400
         assert np.ptp(pixels[..., :3]) > 0.5
+        assert figure.get_supxlabel() == "a note"
+        assert recwarn.list == []
 
-    monkeypatch.setattr(pyplot.Figure, "savefig", record)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield saved
+    return save
+
+
+def test_architecture_shows_every_layer(util, model, save):
+    figure = util.plot_architecture(model.build_tyler(use_regularizer=True))
+    save(figure)
+    assert "Tyler: 167,818 weights" in figure.get_suptitle()
+    rows = {}
+    for text in sorted(figure.axes[0].texts, key=lambda text: text.get_position()):
+        rows.setdefault(text.get_position()[1], []).append(text.get_text())
+    assert [rows[y] for y in sorted(rows, reverse=True)] == [
+        ["Input", "28 x 28", ""],
+        ["Flatten", "784", ""],
+        ["Dense relu L2 0.001", "128", "100,480 weights"],
+        *[["Dense relu L2 0.001", "128", "16,512 weights"]] * 4,
+        ["Dropout rate 0.3", "128", ""],
+        ["Dense softmax", "10", "1,290 weights"],
+    ]
 
 
 @pytest.mark.parametrize("seeds, words", [(1, "one seed"), (3, "3 seeds")])
-def test_hyperparameters_are_drawn(util, main, tmp_path, figures, seeds, words):
-    final = main.Trial("tyler", False, 0.3, 0.001, 128, 50, 0)
-    names = ["dropout_rate", "learning_rate", "batch_size", "epochs"]
-    points = [
-        (name, getattr(final, name) * factor, use_l2, [best - i / 99] * seeds)
-        for i, name in enumerate(names)
-        for factor, best in ((0.5, 0.8), (1, 0.9), (1.5, 0.85))
-        for use_l2 in (False, True)
-    ]
-    points.append(("learning_rate", 0.01, True, [0.1] * seeds))
-    points.append(("epochs", 100, False, [np.nan] * seeds))  # it diverged
-    util.plot_hyperparameters(points, final, tmp_path)
-    figure = figures["hyperparameters_tyler.png"]
+def test_hyperparameters_show_the_study(util, main, save, seeds, words, monkeypatch):
+    if seeds > 1:
+        monkeypatch.delitem(main.STUDY, "dropout_rate")  # three panels
+    final = main.Setting("tyler", False, 0.3, 0.001, 128, 50)
+    with_l2 = final._replace(use_regularizer=True)
+    points = main.study_points([final, with_l2])
+    random = np.random.default_rng(0)
+    accuracies = {p.setting: random.uniform(0.8, 0.9, (seeds, 50)) for p in points}
+    accuracies[with_l2._replace(learning_rate=0.01)][:] = 0.1
+    accuracies[final._replace(batch_size=512)][:] = np.nan  # it diverged
+    histories = {setting: {"val_accuracy": x} for setting, x in accuracies.items()}
+    study = main.study_rows(points, [final, with_l2], histories)
+    figure = util.plot_hyperparameters(study, final)
+    save(figure)
     assert words in figure.get_suptitle()
-    limits = {ax.get_xlabel().split(" (")[0]: ax.get_ylim() for ax in figure.axes}
-    assert [*limits] == [name.replace("_", " ") for name in names]
-    assert limits.pop("learning rate")[0] < 0.1  # it would flatten the other panels
-    [(low, high)] = {*limits.values()}
-    assert 0.7 < low < 0.8 and 0.9 < high < 1
+    panels = {ax.get_xlabel().split(" (")[0]: ax for ax in figure.axes}
+    assert [*panels] == [name.replace("_", " ") for name in (*main.STUDY, "epochs")]
+    for name, ax in zip((*main.STUDY, "epochs"), figure.axes):
+        panel = [row for row in study if row["hyperparameter"] == name]
+        for use_regularizer, look in util.LOOKS.items():
+            curve = [row for row in panel if row["use_regularizer"] == use_regularizer]
+            [drawn] = [
+                bars for bars in ax.containers if bars.get_label() == look["label"]
+            ]
+            line, _, [bars] = drawn
+            assert line.get_color() == look["color"]
+            x, y = np.transpose(line.get_xydata())
+            assert np.rint(x).tolist() == [*range(len(curve))]
+            np.testing.assert_equal(y, [row["val_accuracy"] for row in curve])
+            spread = [np.ptp(path.vertices[:, 1]) / 2 for path in bars.get_paths()]
+            expected = [row["standard_deviation"] for row in curve]
+            np.testing.assert_allclose(spread, expected, atol=1e-9)
+        ticks = [text.get_text() for text in ax.get_xticklabels()]
+        assert ticks == [f"{row['value']:g}" for row in curve]
+        [centre] = [line.get_xdata()[0] for line in ax.lines if line.get_ls() == ":"]
+        assert ticks[centre] == f"{getattr(final, name):g}"
+    assert panels.pop("learning rate").get_ylim()[0] < 0.1
+    [(low, high)] = {ax.get_ylim() for ax in panels.values()}
+    assert 0.7 < low < 0.8 < high < 1
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_training_is_drawn_on_the_same_axes(util, tmp_path, figures, seeds):
-    histories = {
-        (name, use_regularizer): [dict.fromkeys(util.METRICS, values)] * seeds
-        for name, values in (("tyler", [0.5, 0.8]), ("jackson", [0.6, np.nan]))
-        for use_regularizer in (False, True)
-    }
-    util.plot_training(histories, tmp_path)
-    tyler, jackson = figures["accuracy_tyler.png"], figures["accuracy_jackson.png"]
-    for one, other in zip(tyler.axes, jackson.axes):
-        assert one.get_ylim() == other.get_ylim()
-    assert ("3 seeds" in tyler.get_suptitle()) == (seeds == 3)
+def test_training_shows_every_curve_on_the_same_axes(util, main, save, seeds):
+    random = np.random.default_rng(0)
+    histories = {}
+    for name, use_regularizer in itertools.product(("tyler", "jackson"), (False, True)):
+        runs = {metric: random.random((seeds, 4)) for metric in util.METRICS}
+        histories[main.Setting(name, use_regularizer, 0.3, 0.001, 128, 4)] = runs
+    runs["val_loss"][0, 2:] = np.nan  # it diverged
+    figures = util.plot_training(histories)
+    for figure in figures.values():
+        save(figure)
+        assert ("3 seeds" in figure.get_suptitle()) == (seeds == 3)
+    for setting, runs in histories.items():
+        look = util.LOOKS[setting.use_regularizer]
+        figure = figures[f"accuracy_{setting.architecture}"]
+        for ax, metric in zip(figure.axes, ("accuracy", "loss"), strict=True):
+            assert metric in ax.get_ylabel()
+            drawn = {line.get_label(): i for i, line in enumerate(ax.lines)}
+            assert len(drawn) == 4
+            for part, prefix in (("training", ""), ("validation", "val_")):
+                i = drawn[f"{part}, {look['label']}"]
+                mean, deviation, _ = util.mean_and_spread(runs[prefix + metric])
+                assert ax.lines[i].get_color() == look["color"]
+                np.testing.assert_equal(ax.lines[i].get_xydata(), np.c_[1:5, mean])
+                bands = [path.vertices[:, 1] for path in ax.collections[i].get_paths()]
+                assert len(bands) == (seeds > 1)
+                for y in bands:
+                    assert y.min() == np.nanmin(mean - deviation)
+                    assert y.max() == np.nanmax(mean + deviation)
+    tyler, jackson = [[ax.get_ylim() for ax in fig.axes] for fig in figures.values()]
+    assert tyler == jackson
 
 
-def test_rows_of_the_confusion_matrix_are_the_true_classes(util, tmp_path, figures):
+def test_rows_of_the_confusion_matrix_are_the_true_classes(util, save):
     labels = np.repeat([0, 1], [400, 1])
     guesses = np.eye(10)[np.repeat([0, 1, 2, 1], [299, 100, 1, 1])]
-    util.plot_confusion_matrix("Tyler + L2", labels, guesses, tmp_path / "matrix.png")
-    [axes] = figures["matrix.png"].axes
-    assert "Tyler + L2: test accuracy 74.81%" in axes.figure.get_suptitle()
-    assert "true" in axes.get_ylabel()
-    assert [text.get_text() for text in axes.get_yticklabels()] == [*util.CLASS_NAMES]
-    cells = np.reshape([text.get_text() for text in axes.texts], (10, 10))
+    figure = util.plot_confusion_matrix("Tyler + L2: 74.81%", labels, guesses)
+    save(figure)
+    assert figure.get_suptitle() == "Tyler + L2: 74.81%"
+    [ax] = figure.axes
+    assert "true" in ax.get_ylabel()
+    assert [text.get_text() for text in ax.get_yticklabels()] == [*util.CLASS_NAMES]
+    cells = np.reshape([text.get_text() for text in ax.texts], (10, 10))
     assert cells[0].tolist() == ["0.75", "0.25", *[""] * 8]  # 0.0025 is left out
     assert cells[1].tolist() == ["", "1.00", *[""] * 8]
 
 
-def test_surest_mistakes_come_first(util, tmp_path, figures):
-    images, labels = synthetic_images(40)
-    probabilities = np.eye(10)[labels] * 0.7 + 0.03
-    for i, sureness in ((2, np.nan), (3, 0.8), (5, 0.9), (7, 0.99)):
-        probabilities[i] = np.eye(10)[(labels[i] + 1) % 10] * sureness
-    util.plot_predictions(images, labels, probabilities, tmp_path)
-    axes = figures["predictions.png"].axes
-    said = [ax.get_title().split(": ")[-1] for ax in axes]
-    assert said == ["73.0%"] * 6 + ["99.0%", "90.0%", "80.0%", "nan%", "", ""]
+def test_most_confident_mistakes_are_shown(util, save):
+    numbers = np.arange(20)  # every odd prediction is wrong
+    labels, guesses = numbers % 10, (numbers + numbers % 2) % 10
+    confidence = 0.5 + 0.02 * (7 * numbers % 20)
+    probabilities = confidence[:, None] * np.eye(10)[guesses]
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
+    figure = util.plot_predictions("Jackson", images, labels, probabilities)
+    save(figure)
+    wrong = sorted(numbers[1::2], key=lambda i: -confidence[i])
+    for ax, i in zip(figure.axes, [*numbers[:12:2], *wrong[:6]], strict=True):
+        np.testing.assert_equal(ax.images[0].get_array(), images[i])
+        true, guess = util.CLASS_NAMES[labels[i]], util.CLASS_NAMES[guesses[i]]
+        title = f"true: {true}\npredicted: {guess}\nconfidence: {confidence[i]:.1%}"
+        assert ax.get_title() == title
