@@ -287,8 +287,8 @@ def trial_line(trial, path):
 def train_here(trials, keys, data, store, options, show_progress):
     """Train in processes of this machine. Yield (trial, its file in the store)."""
     spawn = multiprocessing.get_context("spawn")
-    epochs_done = spawn.RawArray("i", len(trials))
-    shared = (epochs_done, store / "temporary")
+    progress = spawn.RawArray("d", len(trials))  # the part of each trial that is done
+    shared = (progress, store / "temporary")
     pool = futures.ProcessPoolExecutor(options.jobs, spawn, start_worker, shared)
     # Workers inherit that Ctrl-C is ignored: it reaches this process, which ends them.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -301,10 +301,7 @@ def train_here(trials, keys, data, store, options, show_progress):
         while running:
             for future in futures.wait(running, 0.5, futures.FIRST_COMPLETED).done:
                 yield trials[running.pop(future)], future.result()
-            epoch_costs = [cost(t) / t.setting.epochs for t in trials]
-            show_progress(
-                sum(epochs_done[n] * epoch_costs[n] for n in running.values())
-            )
+            show_progress(sum(progress[n] * cost(trials[n]) for n in running.values()))
     finally:
         signal.signal(signal.SIGINT, handler)
         for process in multiprocessing.active_children():
@@ -314,8 +311,8 @@ def train_here(trials, keys, data, store, options, show_progress):
 
 def start_worker(shared_array, folder):
     """Prepare a new worker process. Its temporary files go into the folder."""
-    global epochs_done
-    epochs_done = shared_array
+    global progress
+    progress = shared_array
     tempfile.tempdir = str(folder)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows it is not inherited
     # Keras imports these two if it can, which costs a worker 80 MiB and a second.
@@ -334,7 +331,7 @@ def train_in_worker(number, trial, key, store, options):
     message, and the pool hangs for ever if a worker dies while it sends one."""
 
     def epoch_ended():
-        epochs_done[number] += 1
+        progress[number] += 1 / trial.setting.epochs
 
     train, validation, _ = util.load_data(options.data_dir, options.quick)
     content = train_trial(trial, train, validation, epoch_ended)

@@ -38,90 +38,90 @@ HIDDEN_UNITS = {"tyler": (128, 128, 128, 128, 128), "jackson": (512, 256, 128, 6
 
 
 # ------------------------------------------------------------------ the ways to train
-# Each function trains for trial.epochs epochs and calls epoch_ended after each of them.
+# Each function trains for setting.epochs epochs, and calls epoch_ended after each.
 # `train` and `validation` are (images, labels) as util.load_data gives them. All use
 # Adam; the learning rate of 0.001 is the default of Keras and of scikit-learn.
 
 
-def ours(trial, train, validation, epoch_ended):
+def ours(setting, train, validation, epoch_ended):
     sys.modules["sklearn"] = sys.modules["matplotlib"] = None  # as main's workers do
-    main.train_trial(trial, train, validation, epoch_ended)
+    main.train_trial(main.Trial(setting, 0), train, validation, epoch_ended)
 
 
-def keras_usual(trial, train, validation, epoch_ended):
+def keras_usual(setting, train, validation, epoch_ended):
     import tensorflow as tf
 
     def scale(image, label):
         return tf.cast(image, tf.float32) / 255, label
 
     train = tf.data.Dataset.from_tensor_slices(train).map(scale)
-    train = train.shuffle(10_000).batch(trial.batch_size)
+    train = train.shuffle(10_000).batch(setting.batch_size)
     validation = tf.data.Dataset.from_tensor_slices(validation).map(scale)
-    validation = validation.batch(trial.batch_size)
-    fit_keras(trial, epoch_ended, train, validation_data=validation)
+    validation = validation.batch(setting.batch_size)
+    fit_keras(setting, epoch_ended, train, validation_data=validation)
 
 
-def keras_best(trial, train, validation, epoch_ended):
+def keras_best(setting, train, validation, epoch_ended):
     x, x_val = train[0] / np.float32(255), validation[0] / np.float32(255)
-    options = {"batch_size": trial.batch_size, "validation_batch_size": 1000}
+    options = {"batch_size": setting.batch_size, "validation_batch_size": 1000}
     options["validation_data"] = (x_val, validation[1])
     options["steps_per_execution"] = 125  # of an epoch's 375
-    fit_keras(trial, epoch_ended, x, train[1], **options)
+    fit_keras(setting, epoch_ended, x, train[1], **options)
 
 
-def fit_keras(trial, epoch_ended, *data, steps_per_execution=1, **options):
+def fit_keras(setting, epoch_ended, *data, steps_per_execution=1, **options):
     import keras
 
     networks = importlib.import_module("model-FMNIST")
-    build = getattr(networks, f"build_{trial.architecture}")
-    model = build(dropout_rate=trial.dropout_rate)
+    build = getattr(networks, f"build_{setting.architecture}")
+    model = build(dropout_rate=setting.dropout_rate)
     compiling = {"metrics": ["accuracy"], "steps_per_execution": steps_per_execution}
     model.compile("adam", "categorical_crossentropy", **compiling)
     options["callbacks"] = [keras.callbacks.LambdaCallback(on_epoch_end=epoch_ended)]
-    model.fit(*data, epochs=trial.epochs, verbose=0, **options)
+    model.fit(*data, epochs=setting.epochs, verbose=0, **options)
 
 
-def scikit_learn(trial, train, validation, epoch_ended):
+def scikit_learn(setting, train, validation, epoch_ended):
     """It knows no dropout, and here it validates nothing."""
     from sklearn.neural_network import MLPClassifier
 
     x, y = train[0].reshape(-1, 784) / np.float32(255), train[1].argmax(1)
-    units = HIDDEN_UNITS[trial.architecture]
-    model = MLPClassifier(units, alpha=0, batch_size=trial.batch_size)
-    for _ in range(trial.epochs):
+    units = HIDDEN_UNITS[setting.architecture]
+    model = MLPClassifier(units, alpha=0, batch_size=setting.batch_size)
+    for _ in range(setting.epochs):
         model.partial_fit(x, y, classes=range(10))  # an epoch
         epoch_ended()
 
 
-def floor(trial, train, validation, epoch_ended):
+def floor(setting, train, validation, epoch_ended):
     """In NumPy, an epoch's matrix products alone: each layer's outputs and, in training,
     the gradients of its weights and inputs. The values do not matter."""
     step, check = [], []  # two factors, and the array that receives their product
-    units = (784, *HIDDEN_UNITS[trial.architecture], 10)
+    units = (784, *HIDDEN_UNITS[setting.architecture], 10)
     for n_in, n_out in itertools.pairwise(units):
         weights = np.ones((n_in, n_out), "float32")
-        gradients = np.ones((trial.batch_size, n_out), "float32")
-        x = np.ones((trial.batch_size, n_in), "float32")
+        gradients = np.ones((setting.batch_size, n_out), "float32")
+        x = np.ones((setting.batch_size, n_in), "float32")
         x_val = np.ones((1000, n_in), "float32")
         for a, b in ((x, weights), (x.T, gradients), (gradients, weights.T)):
             step.append((a, b, a @ b))
         check.append((x_val, weights, x_val @ weights))
     del step[2]  # nobody needs the gradients of the images
-    epoch = step * (len(train[0]) // trial.batch_size)
+    epoch = step * (len(train[0]) // setting.batch_size)
     epoch += check * (len(validation[0]) // 1000)
-    for _ in range(trial.epochs):
+    for _ in range(setting.epochs):
         for a, b, product in epoch:
             np.matmul(a, b, out=product)
         epoch_ended()
 
 
-OURS, USUAL = "ours, one trial per core", "Keras as most write it"
+OURS, USUAL = "ours, one trial per core", "Keras, a typical tf.data pipeline"
 WAYS = {  # name: (function, how many processes side by side, which share the cores)
     OURS: (ours, CORES),
     "ours, one trial alone": (ours, 1),
     USUAL: (keras_usual, 1),
-    "Keras at its best": (keras_best, 1),
-    "Keras at its best, one per core": (keras_best, CORES),
+    "Keras, tuned": (keras_best, 1),
+    "Keras, tuned, one per core": (keras_best, CORES),
     "scikit-learn": (scikit_learn, 1),
     "floor, one per core": (floor, CORES),
 }
@@ -168,8 +168,9 @@ def measure(architecture, way, epochs):
 
 def train_and_report(architecture, way, epochs):
     """What a process of `measure` does."""
-    trials = main.final_trials(main.parse_options([]))
-    trial = next(trial for trial in trials if trial.architecture == architecture)
+    final = main.final_settings(main.parse_options([]))
+    setting = next(one for one in final if one.architecture == architecture)
+    setting = setting._replace(epochs=1 + epochs)
     train, validation, _ = util.load_data()
     times = []
 
@@ -179,7 +180,7 @@ def train_and_report(architecture, way, epochs):
             sys.stdin.read()  # wait for those side by side
         times.append(time.perf_counter())
 
-    WAYS[way][0](trial._replace(epochs=1 + epochs), train, validation, epoch_ended)
+    WAYS[way][0](setting, train, validation, epoch_ended)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
     print(np.median(np.diff(times)), peak, flush=True)
 
@@ -218,14 +219,13 @@ def benchmark(epochs, rounds):
     print(f"--evaluate of the four models takes {median(evaluate):.1f} s.")
     # The experiment's epochs, as if all batches were of 128. The usual way trains the
     # final models, and each setting of each panel by itself.
-    options = main.parse_options([])
-    final = main.final_trials(options)
+    final = main.final_settings(main.parse_options([]))
     points = main.study_points(final)
-    usual = final + [trial._replace(epochs=epochs) for *_, trial, epochs in points]
-    once = main.with_seeds(final + [trial for _, _, trial, _ in points], options)
-    for way, trials in ((USUAL, usual), (OURS, once)):
-        seconds = sum(t.epochs * costs[t.architecture, way] for t in trials)
-        print(f"{way}: {len(trials)} trainings, {seconds / 60:.1f} minutes (estimate)")
+    usual = final + [point.setting._replace(epochs=point.epoch) for point in points]
+    once = {*final, *(point.setting for point in points)}
+    for way, settings in ((USUAL, usual), (OURS, once)):
+        seconds = sum(s.epochs * costs[s.architecture, way] for s in settings)
+        print(f"{way}: {len(settings)} trainings, {seconds / 60:.1f} minutes (estimate)")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The helpers: the data and its sources, the store, files, saved models, pictures."""
 
 import contextlib
-import itertools
 import json
 import os
 import re
@@ -25,14 +24,10 @@ from matplotlib import pyplot
 def refused(util, *words):
     """What is inside must raise InputError: one line that has all of `words`."""
     with pytest.raises(util.InputError) as caught:
-        yield caught
+        yield
     message = str(caught.value)
     assert message.isprintable()
     assert [word for word in map(str, words) if word not in message] == []
-
-
-def files(folder):
-    return {path.name for path in folder.iterdir()}
 
 
 # --------------------------------------------------------- the data and its sources
@@ -47,8 +42,7 @@ def test_last_fifth_of_the_training_images_validates(util, idx_dir):
 
 
 def test_real_data_is_split_as_published(util, real_data_dir):
-    train, validation, test = [labels for _, labels in util.load_data(real_data_dir)]
-    assert (len(train), len(validation), len(test)) == (48_000, 12_000, 10_000)
+    (_, train), (_, validation), (_, test) = util.load_data(real_data_dir)
     assert (train.sum(0) + validation.sum(0)).tolist() == [6000] * 10
     first = [util.CLASS_NAMES[i] for i in train[:4].argmax(1)]
     assert first == ["Ankle boot", "T-shirt/top", "T-shirt/top", "Dress"]
@@ -58,12 +52,11 @@ def test_real_data_is_split_as_published(util, real_data_dir):
 
 FAULTS = {  # the number of the file, what is done to it
     "missing": (0, Path.unlink),
-    "cut": (2, lambda path: os.truncate(path, 9999)),
-    "wrong checksum": (0, lambda it: it.write_bytes(it.read_bytes()[:-8] + bytes(8))),
-    "images for labels": (1, lambda path: write_idx(path, np.zeros((100, 28, 28)))),
-    "other count": (1, lambda path: write_idx(path, np.zeros(99))),
-    "other length": (3, lambda path: path.write_bytes(path.read_bytes() * 2)),
-    "label 10": (3, lambda path: write_idx(path, np.full(100, 10))),
+    "cut": (2, lambda it: os.truncate(it, 9999)),
+    "bad checksum": (0, lambda it: it.write_bytes(it.read_bytes()[:-8] + bytes(8))),
+    "images for labels": (1, lambda it: write_idx(it, np.zeros((100, 28, 28)))),
+    "other count": (1, lambda it: write_idx(it, np.zeros(99))),
+    "label 10": (3, lambda it: write_idx(it, np.full(100, 10))),
 }
 
 
@@ -99,26 +92,21 @@ def test_sources_are_tried_in_their_order(util, sources, make_idx_dir):
         (cache / name / "half").mkdir(parents=True)
         os.utime(cache / name, (0, time.time() - 3600 * hours))
     assert util.find_data() == cache
-    assert files(cache) == {".part-young", *util.DATA_FILES}
-    assert [len(x) for x, _ in util.load_data(cache)] == [480, 120, 100]
+    assert set(os.listdir(cache)) == {".part-young", *util.DATA_FILES}
 
 
-def test_when_all_sources_fail_one_line_lists_them(util, sources, monkeypatch):
+def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch):
     cache, host = sources
+    data = shutil.copytree(host, tmp_path / "package")
     (host / util.DATA_FILES[3]).write_text("<html>Log in</html>")
-    silent = socket.create_server(("127.0.0.1", 0))  # it never answers
+    silent = socket.create_server(("127.0.0.1", 0))  # a host that never answers
     for url in (util.DATA_URL, f"http://127.0.0.1:{silent.getsockname()[1]}/"):
         monkeypatch.setattr(util, "DATA_URL", url)
         tried = cache, util.DEBIAN_DIR, url, util.DEBIAN_PACKAGE
         with refused(util, *tried, "--data-dir", *util.DATA_FILES):
             util.find_data()
-        assert files(cache) == set()
+        assert set(os.listdir(cache)) == set()
     silent.close()
-
-
-def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch):
-    cache, data = sources
-    monkeypatch.setattr(util, "DATA_URL", "file:///nowhere/")
     folder = f'"$3{util.DEBIAN_DIR}"'
     programs = {
         "apt-get": 'case "$*" in *" download dataset-fashion-mnist") touch it.deb; esac',
@@ -129,39 +117,32 @@ def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch)
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert util.find_data() == cache
-    assert files(cache) == {*util.DATA_FILES}
+    assert set(os.listdir(cache)) == {*util.DATA_FILES}
 
 
 # ------------------------------------------------------------------------ the store
-def test_second_run_is_refused_until_the_first_is_killed(util, tmp_path):
+def test_store_is_for_one_run_until_that_is_killed(util, tmp_path):
     script = (
-        "import importlib, pathlib, sys, time\n"
+        "import importlib, os, pathlib\n"
         "util = importlib.import_module('util-FMNIST')\n"
-        "with util.open_store(pathlib.Path(sys.argv[1])) as folder:\n"
+        f"with util.open_store(pathlib.Path({str(tmp_path)!r})) as folder:\n"
+        "    util.keep_trial(folder, 'k' * 32, b'content')\n"
         "    (folder / 'temporary' / 'half').touch()\n"
-        "    print(util.keep_trial(folder, 'k' * 32, b'content').name, flush=True)\n"
-        "    time.sleep(20)\n"
+        "    os.kill(os.getpid(), 9)\n"
     )
-    store = tmp_path / ".trials"
-    command = [sys.executable, "-c", script, store]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, cwd=PROJECT, text=True) as process:
-        kept = process.stdout.readline().strip()
-        with refused(util, tmp_path, "another run"), util.open_store(store):
+    subprocess.call([sys.executable, "-c", script], cwd=PROJECT)
+    with util.open_store(tmp_path) as folder:
+        assert set(os.listdir(folder / "temporary")) == set()
+        assert [*util.stored_trials(folder)] == ["k" * 32]
+        (folder / "temporary" / "new").touch()
+        with refused(util, tmp_path.parent, "another run"), util.open_store(tmp_path):
             pytest.fail("two runs at work")
-        left = files(store / "temporary")
-        process.kill()
-    assert left == {"half"}  # the first run may need it
-    with util.open_store(store) as folder:
-        assert files(folder / "temporary") == set()
-        assert util.stored_trials(folder) == {"k" * 32: store / kept}
-
-
-def test_damaged_lock_is_named(util, tmp_path):
+        assert set(os.listdir(folder / "temporary")) == {
+            "new"
+        }  # the first run may need it
     (tmp_path / "lock").write_text("text" * 99)
-    with refused(util, tmp_path / "lock", "delete it") as caught:
+    with refused(util, f"{tmp_path / 'lock'} is damaged", "delete it"):
         util.open_store(tmp_path).__enter__()
-    assert "another run" not in str(caught.value)
 
 
 def test_damaged_trial_does_not_count_and_is_deleted(util, tmp_path):
@@ -173,7 +154,7 @@ def test_damaged_trial_does_not_count_and_is_deleted(util, tmp_path):
         assert util.stored_trials(tmp_path) == {"w" * 32: whole, "k" * 32: path}
         path.write_bytes(damaged)
         assert util.stored_trials(tmp_path) == {"w" * 32: whole}
-        assert files(tmp_path) == {whole.name, "mine.h5"}
+        assert set(os.listdir(tmp_path)) == {whole.name, "mine.h5"}
 
 
 def test_key_changes_with_all_that_makes_a_trial(util, main, monkeypatch):
@@ -184,15 +165,14 @@ def test_key_changes_with_all_that_makes_a_trial(util, main, monkeypatch):
         trials.append(trial._replace(setting=trial.setting._replace(**{name: value})))
     data = synthetic_images(10), synthetic_images(5)
     keys = util.trial_keys(trials, data)
-    assert len({*keys.values()}) == 2 + len(others)
     assert util.trial_keys(trials, (synthetic_images(10), synthetic_images(5))) == keys
-    found = {keys[trial]}
+    found = {*keys.values()}
     for images, _ in data:
         images[4, 27, 27] += 1
         found.add(util.trial_keys([trial], data)[trial])
     monkeypatch.setattr(util, "library_versions", lambda: {"keras": "4"})
     found.add(util.trial_keys([trial], data)[trial])
-    assert [len(key) for key in found] == [32] * 4
+    assert [len(key) for key in found] == [32] * (2 + len(others) + 3)
 
 
 EDITS = [  # the script, what is replaced there, by what, the functions this changes
@@ -228,37 +208,33 @@ def test_only_an_edit_of_what_trains_changes_its_code(util, tmp_path, monkeypatc
         path.write_text(text)
 
 
-def test_all_functions_that_run_in_training_are_in_its_code(util, main):
+def test_all_functions_that_run_in_training_are_in_its_code(util, main, idx_dir):
     ran = set()
 
     def note(frame, event, _):
         if os.path.dirname(frame.f_code.co_filename) == str(PROJECT):
             ran.add(frame.f_code.co_name)
 
-    images, labels = synthetic_images(10)
-    data = images, np.eye(10, dtype="float32")[labels]
+    train, validation, _ = util.load_data(idx_dir(20, 10))
     trial = main.Trial(main.Setting("tyler", True, 0.3, 0.001, 5, 1), 0)
     sys.setprofile(note)
-    main.train_trial(trial, data, data)
+    main.train_trial(trial, train, validation)
     sys.setprofile(None)
     assert {"train_trial", "build_tyler", "in_keras2_words"} < ran
     code = util.code_behind("train_trial") + util.code_behind("build_tyler")
-    named = {name for name in ran if not name.startswith("<")}  # <lambda>, <listcomp>
-    assert {name for name in named if f"def {name}(" not in code} == set()
+    helpers = [name for name in ran if not name.startswith("<")]  # <lambda>, ...
+    assert [name for name in helpers if f"def {name}(" not in code] == []
 
 
 # ------------------------------------------------------------------------ the files
 def test_table_is_whole_and_has_all_digits(util, tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
     util.write_csv(path, [{"model": 'a, "b"', "loss": np.float64(1 / 3)}])
+    assert os.listdir(tmp_path) == ["table.csv"]
     monkeypatch.setattr(os, "replace", lambda *paths: 1 / 0)  # as if it is killed there
     with pytest.raises(ZeroDivisionError):
         util.write_whole(path, b"new")
-    assert path.read_text() == f'model,loss\n"a, ""b""",{1 / 3!r}\n'
-    monkeypatch.undo()
-    util.write_whole(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert files(tmp_path) == {"table.csv"}
+    assert path.read_text() == f'model,loss\n"a, ""b""",{1 / 3}\n'
 
 
 @pytest.mark.filterwarnings("error")
@@ -271,11 +247,11 @@ def test_spread_is_that_of_a_sample_of_seeds(util):
 
 # -------------------------------------------------------------------- saved models
 IMAGES = np.random.default_rng(0).random((20, 28, 28), dtype="float32")
-DESCRIPTION = {"dropout_rate": 0.3, "seed": 7, "keras_version": "2.6"}
 
 
-def predict(network):
-    return np.array(network(IMAGES.reshape(-1, *network.input_shape[1:])))
+def assert_same(network, expected):
+    images = IMAGES.reshape(-1, *network.input_shape[1:])
+    np.testing.assert_allclose(network(images), expected(images), rtol=1e-4)
 
 
 def classifier(*shape, classes=10, last="softmax"):
@@ -284,100 +260,81 @@ def classifier(*shape, classes=10, last="softmax"):
     return keras.Model(image, layers.Dense(classes, last)(layers.Dropout(0.3)(hidden)))
 
 
-@pytest.fixture
-def saved(util, model, tmp_path):
-    """(Tyler with L2, the file that the program makes of it, its history)."""
-    network, path = model.build_tyler(use_regularizer=True), tmp_path / "model.h5"
-    history = {metric: [i / 7, np.nan] for i, metric in enumerate(util.METRICS)}
-    path.write_bytes(util.model_file(network, 0.003, history, DESCRIPTION))
-    return network, path, history
-
-
-def test_saved_model_comes_back_ready_to_train(util, saved):
-    network, path, history = saved
-    np.testing.assert_equal(util.read_history(path), history)
-    assert util.read_description(path) == DESCRIPTION
-    assert not util.load_classifier(path).compiled  # a loss may name anything
-    loaded = keras.models.load_model(path)
-    for it in (loaded, util.load_classifier(path)):
-        np.testing.assert_allclose(predict(it), predict(network), rtol=1e-4)
-    assert type(loaded.optimizer) is keras.optimizers.Adam
-    assert float(loaded.optimizer.learning_rate) == pytest.approx(0.003)
-    assert loaded.loss is keras.losses.categorical_crossentropy
-    assert loaded.get_compile_config()["metrics"] == ["accuracy"]
-    loaded.fit(IMAGES, np.eye(10)[[*range(10)] * 2], verbose=0)
-
-
-def test_saved_model_is_written_in_words_of_keras_2(saved):
-    with h5py.File(saved[1]) as file:
-        text = file.attrs["model_config"]
-        adam = json.loads(file.attrs["training_config"])["optimizer_config"]["config"]
-        assert "optimizer_weights" not in file
-    new = "module|registered_name|optional|batch_shape|quantization_config|DTypePolicy"
-    assert re.findall(f'"({new})"|": null', text) == []
-    assert {*re.findall('"dtype": ([^,}]*)', text)} == {'"float32"'}
-    assert '"batch_input_shape": [null, 28, 28]' in text
-    assert {*adam} == {"learning_rate", "beta_1", "beta_2", "epsilon", "amsgrad"}
-
-
-def test_other_classifiers_load_and_give_probabilities(util, tmp_path):
-    path = tmp_path / "other.h5"
-    for shape in ((28, 28), (784,), (28, 28, 1)):
-        network = classifier(*shape, last="linear" if shape == (784,) else "softmax")
-        network.save(path)
-        network.layers[-1].activation = keras.activations.softmax
-        loaded = util.load_classifier(path)
-        np.testing.assert_allclose(predict(loaded), predict(network), rtol=1e-4)
-        assert util.read_description(path) == {"keras_version": keras.__version__}
-
-
-def test_layers_are_described(util, model):
-    rows = util.layer_table(model.build_jackson(use_regularizer=True))
-    assert rows[1] == ("hidden_1", "Dense", "512", "relu L2 0.001", 401_920)
-    assert rows[2] == ("dropout_1", "Dropout", "512", "rate 0.3", 0)
-    assert rows[-1] == ("class_probabilities", "Dense", "10", "softmax", 650)
-    rows = [row[1:] for row in util.layer_table(classifier(28, 28))]
-    assert rows[0] == ("InputLayer", "28 x 28", "", 0)
-    assert rows[2] == ("Dense", "8", "gelu L1 0.01", 6280)
-
-
 def forge(path, old, new):
-    """Replace text in a saved model's configuration."""
     with h5py.File(path, "a") as file:
         text = file.attrs["model_config"]
         assert old in text
         file.attrs["model_config"] = text.replace(old, new)
 
 
-def test_settings_of_the_user_change_no_probability(saved, tmp_path):
-    network, path, _ = saved
-    older = shutil.copy(path, tmp_path / "older.h5")  # leaves more settings to Keras
-    forge(older, '"dtype": "float32", ', "")
-    forge(older, ', "data_format": "channels_last"', "")
-    (tmp_path / "keras.json").write_text('{"floatx": "nonsense"}')
+@pytest.fixture
+def saved(util, model, tmp_path):
+    """(Tyler with L2, the file that the program makes of it, its history)."""
+    network, path = model.build_tyler(use_regularizer=True), tmp_path / "model.h5"
+    history = {metric: [i / 7, np.nan] for i, metric in enumerate(util.METRICS)}
+    path.write_bytes(util.model_file(network, 0.003, history, {"seed": 7}))
+    return network, path, history
+
+
+def test_saved_model_comes_back_in_every_keras(util, saved):
+    network, path, history = saved
+    np.testing.assert_equal(util.read_history(path), history)
+    assert util.read_description(path)["seed"] == 7
+    assert_same(util.load_classifier(path), network)
+    assert not util.load_classifier(path).compiled  # a loss may name anything
+    loaded = keras.models.load_model(path)
+    assert_same(loaded, network)
+    assert type(loaded.optimizer) is keras.optimizers.Adam
+    assert float(loaded.optimizer.learning_rate) == pytest.approx(0.003)
+    assert loaded.loss is keras.losses.categorical_crossentropy
+    assert loaded.get_compile_config()["metrics"] == ["accuracy"]
+    loaded.fit(IMAGES, np.eye(10)[[*range(10)] * 2], verbose=0)
+    with h5py.File(path) as file:
+        text = file.attrs["model_config"]
+        adam = json.loads(file.attrs["training_config"])["optimizer_config"]["config"]
+        assert "optimizer_weights" not in file
+    assert {*adam} == {"learning_rate", "beta_1", "beta_2", "epsilon", "amsgrad"}
+    new = "module|registered_name|optional|batch_shape|quantization_config|DTypePolicy"
+    assert re.findall(f'"({new})"|": null', text) == []  # Keras 2 knows none of these
+    assert {*re.findall('"dtype": ([^,}]*)', text)} == {'"float32"'}
+    assert '"batch_input_shape": [null, 28, 28]' in text
+    forge(path, '"dtype": "float32", ', "")  # older files leave more to Keras
+    forge(path, ', "data_format": "channels_last"', "")
+    assert_same(util.load_classifier(path), network)
+
+
+def test_other_classifiers_load_and_are_described(util, tmp_path):
+    path = tmp_path / "other.h5"
+    for shape, last in (((28, 28), "softmax"), ((784,), "linear"), ((28, 28, 1), None)):
+        network = classifier(*shape, last=last)
+        network.save(path)
+        network.layers[-1].activation = keras.activations.softmax
+        assert_same(util.load_classifier(path), network)
+    assert util.read_description(path) == {"keras_version": keras.__version__}
+    rows = [row[1:] for row in util.layer_table(classifier(28, 28))]
+    assert rows[0] == ("InputLayer", "28 x 28", "", 0)
+    assert rows[2] == ("Dense", "8", "gelu L1 0.01", 6280)
+
+
+def test_settings_of_the_user_change_nothing(tmp_path):
     variables = {
         "TF_ENABLE_ONEDNN_OPTS": "0", "ONEDNN_MAX_CPU_ISA": "SSE41",
         "TF_XLA_FLAGS": "--tf_xla_auto_jit=2", "KERAS_MAX_STEPS_PER_EPOCH": "1",
-        "MPLBACKEND": "nonsense", "CUDA_VISIBLE_DEVICES": "0",
+        "MPLBACKEND": "nonsense", "CUDA_VISIBLE_DEVICES": "0", "KERAS_HOME": str(tmp_path),
     }  # fmt: skip
+    (tmp_path / "keras.json").write_text('{"floatx": "nonsense"}')
     script = (
-        "import importlib, json, numpy, os, sys\n"
-        "util = importlib.import_module('util-FMNIST')\n"
-        "floatx = util.import_tensorflow()[1].config.floatx()\n"
-        "images = numpy.random.default_rng(0).random((20, 28, 28), 'float32')\n"
-        "models = [util.load_classifier(path) for path in sys.argv[1:]]\n"
-        "found = [model(images).numpy().tolist() for model in models]\n"
-        "print(json.dumps([found, floatx, dict(os.environ)]))\n"
+        "import importlib, json, os\n"
+        "_, keras = importlib.import_module('util-FMNIST').import_tensorflow()\n"
+        "print(json.dumps([keras.config.floatx(), dict(os.environ)]))\n"
     )
-    environment = {**os.environ, **variables, "KERAS_HOME": str(tmp_path)}
-    command = [sys.executable, "-c", script, path, older]
-    streams = {"stderr": subprocess.STDOUT}  # a warning would not be JSON
-    output = subprocess.check_output(command, cwd=PROJECT, env=environment, **streams)
-    found, floatx, left = json.loads(output)
-    np.testing.assert_allclose(found, [predict(network)] * 2, rtol=1e-4)
-    assert (floatx, left["KERAS_HOME"]) == ("float32", str(tmp_path))
+    command = [sys.executable, "-c", script]
+    environment = {**os.environ, **variables}
+    output = subprocess.check_output(command, cwd=PROJECT, env=environment)
+    floatx, left = json.loads(output)
+    assert floatx == "float32"
     left = {name: left[name] for name in variables if name in left}
-    assert left == {"CUDA_VISIBLE_DEVICES": "-1"}
+    assert left == {"CUDA_VISIBLE_DEVICES": "-1", "KERAS_HOME": str(tmp_path)}
 
 
 FUNCTION = '{"class_name": "function", "module": "builtins", "config": "relu"}'
@@ -388,12 +345,11 @@ REFUSED = {  # what is done to a valid file, what the message must name
         "bad",
     ),
     "function object": (lambda it: forge(it, '"relu"', FUNCTION), "function"),
-    "unknown function": (lambda it: forge(it, '"relu"', r'"evil\n\u001b[31m"'), "evil"),
+    "unknown function": (lambda it: forge(it, '"relu"', r'"bad\n\u001b[31m"'), "bad"),
     "nested too deep": (lambda it: forge(it, "128", "[" * 40_000 + "]" * 40_000), ""),
     "other input": (lambda it: classifier(32, 32).save(it), "(32, 32)"),
     "other classes": (lambda it: classifier(28, 28, classes=5).save(it), "(5,)"),
     "no weights": (lambda it: h5py.File(it, "a").pop("model_weights"), "model_weights"),
-    "truncated": (lambda it: os.truncate(it, 9999), ""),
     "archive": (lambda it: it.rename(it.with_suffix(".keras")), "only .h5"),
     "missing": (Path.unlink, "no such file"),
 }
@@ -424,13 +380,12 @@ def test_code_in_a_lambda_layer_never_runs(util, tmp_path):
 # -------------------------------------------------------------------- the pictures
 @pytest.fixture
 def save(util, tmp_path, recwarn):
-    """save(figure) writes a PNG file that is not empty. Nothing makes a warning."""
+    """save(figure) writes it as a PNG file. Until then, nothing has made a warning."""
 
     def save(figure):
         util.save_figure(figure, tmp_path / "figure.png", "a note")
         pixels = pyplot.imread(tmp_path / "figure.png")  # it takes nothing but PNG
         assert min(pixels.shape[:2]) > 400
-        assert np.ptp(pixels[..., :3]) > 0.5
         assert figure.get_supxlabel() == "a note"
         assert recwarn.list == []
 
@@ -442,44 +397,39 @@ def test_architecture_shows_every_layer(util, model, save):
     save(figure)
     assert "Tyler: 167,818 weights" in figure.get_suptitle()
     rows = {}
-    for text in sorted(figure.axes[0].texts, key=lambda text: text.get_position()):
-        rows.setdefault(text.get_position()[1], []).append(text.get_text())
-    assert [rows[y] for y in sorted(rows, reverse=True)] == [
-        ["Input", "28 x 28", ""],
-        ["Flatten", "784", ""],
-        ["Dense relu L2 0.001", "128", "100,480 weights"],
-        *[["Dense relu L2 0.001", "128", "16,512 weights"]] * 4,
-        ["Dropout rate 0.3", "128", ""],
-        ["Dense softmax", "10", "1,290 weights"],
-    ]
+    for text in figure.axes[0].texts:
+        rows.setdefault(text.get_position()[1], set()).add(text.get_text())
+    rows = [rows[y] for y in sorted(rows, reverse=True)]
+    assert rows[0] == {"Input", "28 x 28", ""}
+    assert rows[2] == {"Dense relu L2 0.001", "128", "100,480 weights"}
+    assert rows[7] == {"Dropout rate 0.3", "128", ""}
+    assert rows[8] == {"Dense softmax", "10", "1,290 weights"}
 
 
 @pytest.mark.parametrize("seeds, words", [(1, "one seed"), (3, "3 seeds")])
 def test_hyperparameters_show_the_study(util, main, save, seeds, words, monkeypatch):
     if seeds > 1:
         monkeypatch.delitem(main.STUDY, "dropout_rate")  # three panels
+    names = [*main.STUDY, "epochs"]
     final = main.Setting("tyler", False, 0.3, 0.001, 128, 50)
-    with_l2 = final._replace(use_regularizer=True)
-    points = main.study_points([final, with_l2])
+    pair = [final, final._replace(use_regularizer=True)]
+    points = main.study_points(pair)
     random = np.random.default_rng(0)
-    accuracies = {p.setting: random.uniform(0.8, 0.9, (seeds, 50)) for p in points}
-    accuracies[with_l2._replace(learning_rate=0.01)][:] = 0.1
-    accuracies[final._replace(batch_size=512)][:] = np.nan  # it diverged
-    histories = {setting: {"val_accuracy": x} for setting, x in accuracies.items()}
-    study = main.study_rows(points, [final, with_l2], histories)
+    runs = {point.setting: random.uniform(0.8, 0.9, (seeds, 50)) for point in points}
+    runs[final._replace(learning_rate=0.01)][:] = 0.1
+    runs[final._replace(batch_size=512)][:] = np.nan  # it diverged
+    histories = {setting: {"val_accuracy": x} for setting, x in runs.items()}
+    study = main.study_rows(points, pair, histories)
     figure = util.plot_hyperparameters(study, final)
     save(figure)
     assert words in figure.get_suptitle()
-    panels = {ax.get_xlabel().split(" (")[0]: ax for ax in figure.axes}
-    assert [*panels] == [name.replace("_", " ") for name in (*main.STUDY, "epochs")]
-    for name, ax in zip((*main.STUDY, "epochs"), figure.axes):
-        panel = [row for row in study if row["hyperparameter"] == name]
+    for name, ax in zip(names, figure.axes, strict=True):
+        assert ax.get_xlabel().startswith(name.replace("_", " "))
+        drawn = {bars.get_label(): bars for bars in ax.containers}
         for use_regularizer, look in util.LOOKS.items():
-            curve = [row for row in panel if row["use_regularizer"] == use_regularizer]
-            [drawn] = [
-                bars for bars in ax.containers if bars.get_label() == look["label"]
-            ]
-            line, _, [bars] = drawn
+            curve = [row for row in study if row["hyperparameter"] == name]
+            curve = [row for row in curve if row["use_regularizer"] == use_regularizer]
+            line, _, [bars] = drawn[look["label"]]
             assert line.get_color() == look["color"]
             x, y = np.transpose(line.get_xydata())
             assert np.rint(x).tolist() == [*range(len(curve))]
@@ -491,24 +441,24 @@ def test_hyperparameters_show_the_study(util, main, save, seeds, words, monkeypa
         assert ticks == [f"{row['value']:g}" for row in curve]
         [centre] = [line.get_xdata()[0] for line in ax.lines if line.get_ls() == ":"]
         assert ticks[centre] == f"{getattr(final, name):g}"
-    assert panels.pop("learning rate").get_ylim()[0] < 0.1
-    [(low, high)] = {ax.get_ylim() for ax in panels.values()}
+    limits = {name: ax.get_ylim() for name, ax in zip(names, figure.axes)}
+    assert limits.pop("learning_rate")[0] < 0.1  # it would flatten the other panels
+    [(low, high)] = {*limits.values()}
     assert 0.7 < low < 0.8 < high < 1
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_training_shows_every_curve_on_the_same_axes(util, main, save, seeds):
-    random = np.random.default_rng(0)
-    histories = {}
-    for name, use_regularizer in itertools.product(("tyler", "jackson"), (False, True)):
-        runs = {metric: random.random((seeds, 4)) for metric in util.METRICS}
-        histories[main.Setting(name, use_regularizer, 0.3, 0.001, 128, 4)] = runs
-    runs["val_loss"][0, 2:] = np.nan  # it diverged
+    names = ("tyler", "tyler", "jackson", "jackson")
+    settings = [main.Setting(names[i], i % 2 > 0, 0.3, 0.001, 128, 4) for i in range(4)]
+    runs = np.random.default_rng(0).random((4, 4, seeds, 4))
+    runs[3, 3, 0, 2:] = np.nan  # it diverged
+    histories = {s: dict(zip(util.METRICS, x)) for s, x in zip(settings, runs)}
     figures = util.plot_training(histories)
     for figure in figures.values():
         save(figure)
         assert ("3 seeds" in figure.get_suptitle()) == (seeds == 3)
-    for setting, runs in histories.items():
+    for setting, history in histories.items():
         look = util.LOOKS[setting.use_regularizer]
         figure = figures[f"accuracy_{setting.architecture}"]
         for ax, metric in zip(figure.axes, ("accuracy", "loss"), strict=True):
@@ -517,14 +467,13 @@ def test_training_shows_every_curve_on_the_same_axes(util, main, save, seeds):
             assert len(drawn) == 4
             for part, prefix in (("training", ""), ("validation", "val_")):
                 i = drawn[f"{part}, {look['label']}"]
-                mean, deviation, _ = util.mean_and_spread(runs[prefix + metric])
+                mean, deviation, _ = util.mean_and_spread(history[prefix + metric])
                 assert ax.lines[i].get_color() == look["color"]
                 np.testing.assert_equal(ax.lines[i].get_xydata(), np.c_[1:5, mean])
-                bands = [path.vertices[:, 1] for path in ax.collections[i].get_paths()]
-                assert len(bands) == (seeds > 1)
-                for y in bands:
-                    assert y.min() == np.nanmin(mean - deviation)
-                    assert y.max() == np.nanmax(mean + deviation)
+                ends = np.append(mean - deviation, mean + deviation)
+                paths = ax.collections[i].get_paths()  # of the band, if it has one
+                heights = {y for path in paths for y in path.vertices[:, 1]}
+                assert heights == {*ends[np.isfinite(ends)]}
     tyler, jackson = [[ax.get_ylim() for ax in fig.axes] for fig in figures.values()]
     assert tyler == jackson
 
