@@ -25,9 +25,8 @@ def refused(util, *words):
     """What is inside must raise InputError: one line that has all of `words`."""
     with pytest.raises(util.InputError) as caught:
         yield
-    message = str(caught.value)
-    assert message.isprintable()
-    assert [word for word in map(str, words) if word not in message] == []
+    assert str(caught.value).isprintable()
+    assert [word for word in words if str(word) not in str(caught.value)] == []
 
 
 # --------------------------------------------------------- the data and its sources
@@ -42,30 +41,25 @@ def test_last_fifth_of_the_training_images_validates(util, idx_dir):
 
 
 def test_real_data_is_split_as_published(util, real_data_dir):
-    (_, train), (_, validation), (_, test) = util.load_data(real_data_dir)
+    (_, train), (_, validation), _ = util.load_data(real_data_dir)
     assert (train.sum(0) + validation.sum(0)).tolist() == [6000] * 10
     first = [util.CLASS_NAMES[i] for i in train[:4].argmax(1)]
     assert first == ["Ankle boot", "T-shirt/top", "T-shirt/top", "Dress"]
-    quick = util.load_data(real_data_dir, quick=True)
-    assert [len(x) for x, _ in quick] == [4800, 1200, 2000]
 
 
-FAULTS = {  # the number of the file, what is done to it
-    "missing": (0, Path.unlink),
-    "cut": (2, lambda it: os.truncate(it, 9999)),
-    "bad checksum": (0, lambda it: it.write_bytes(it.read_bytes()[:-8] + bytes(8))),
-    "images for labels": (1, lambda it: write_idx(it, np.zeros((100, 28, 28)))),
-    "other count": (1, lambda it: write_idx(it, np.zeros(99))),
-    "label 10": (3, lambda it: write_idx(it, np.full(100, 10))),
-}
-
-
-@pytest.mark.parametrize("number, spoil", FAULTS.values(), ids=FAULTS)
-def test_bad_file_is_named_in_one_line(util, idx_dir, number, spoil):
-    path = idx_dir(100, 100) / util.DATA_FILES[number]
-    spoil(path)
-    with refused(util, path):
-        util.load_data(path.parent)
+def test_bad_file_is_named_in_one_line(util, make_idx_dir, tmp_path):
+    for number, spoil in (
+        (0, Path.unlink),
+        (2, lambda it: os.truncate(it, 9999)),
+        (0, lambda it: it.write_bytes(it.read_bytes()[:-8] + bytes(8))),  # the checksum
+        (1, lambda it: write_idx(it, np.zeros((100, 28, 28)))),  # images for labels
+        (1, lambda it: write_idx(it, np.zeros(99))),  # a label is missing
+        (3, lambda it: write_idx(it, np.full(100, 10))),  # there is no class 10
+    ):
+        path = make_idx_dir(tmp_path, 100, 100) / util.DATA_FILES[number]
+        spoil(path)
+        with refused(util, path):
+            util.load_data(tmp_path)
 
 
 @pytest.fixture
@@ -105,12 +99,11 @@ def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch)
         tried = cache, util.DEBIAN_DIR, url, util.DEBIAN_PACKAGE
         with refused(util, *tried, "--data-dir", *util.DATA_FILES):
             util.find_data()
-        assert set(os.listdir(cache)) == set()
+        assert os.listdir(cache) == []
     silent.close()
-    folder = f'"$3{util.DEBIAN_DIR}"'
     programs = {
         "apt-get": 'case "$*" in *" download dataset-fashion-mnist") touch it.deb; esac',
-        "dpkg-deb": f"[ -f $2 ] && mkdir -p {folder} && cp {data}/* {folder}",
+        "dpkg-deb": f"[ -f $2 ] && install -D -t $3{util.DEBIAN_DIR} {data}/*",
     }
     for name, script in programs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
@@ -120,7 +113,7 @@ def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch)
     assert set(os.listdir(cache)) == {*util.DATA_FILES}
 
 
-# ------------------------------------------------------------------------ the store
+# ------------------------------------------------------------------------ the files
 def test_store_is_for_one_run_until_that_is_killed(util, tmp_path):
     script = (
         "import importlib, os, pathlib\n"
@@ -132,14 +125,12 @@ def test_store_is_for_one_run_until_that_is_killed(util, tmp_path):
     )
     subprocess.call([sys.executable, "-c", script], cwd=PROJECT)
     with util.open_store(tmp_path) as folder:
-        assert set(os.listdir(folder / "temporary")) == set()
+        assert os.listdir(folder / "temporary") == []
         assert [*util.stored_trials(folder)] == ["k" * 32]
         (folder / "temporary" / "new").touch()
         with refused(util, tmp_path.parent, "another run"), util.open_store(tmp_path):
             pytest.fail("two runs at work")
-        assert set(os.listdir(folder / "temporary")) == {
-            "new"
-        }  # the first run may need it
+        assert os.listdir(folder / "temporary") == ["new"]  # the first run uses it
     (tmp_path / "lock").write_text("text" * 99)
     with refused(util, f"{tmp_path / 'lock'} is damaged", "delete it"):
         util.open_store(tmp_path).__enter__()
@@ -150,7 +141,6 @@ def test_damaged_trial_does_not_count_and_is_deleted(util, tmp_path):
     whole = util.keep_trial(tmp_path, "w" * 32, b"whole")
     for damaged in (b"Content", b"contenu", b"conten"):
         path = util.keep_trial(tmp_path, "k" * 32, b"content")
-        assert path.read_bytes() == b"content"
         assert util.stored_trials(tmp_path) == {"w" * 32: whole, "k" * 32: path}
         path.write_bytes(damaged)
         assert util.stored_trials(tmp_path) == {"w" * 32: whole}
@@ -183,7 +173,6 @@ EDITS = [  # the script, what is replaced there, by what, the functions this cha
     ("main", "lr=learning_rate", "lr=2 * learning_rate", ["train_trial"]),
     ("main", "tf.float32) / 255", "tf.float32) / 256", ["train_trial"]),
     ("main", "100 * trial.seed", "99 * trial.seed", ["train_trial"]),
-    ("util", 'METRICS = ("loss", "acc', 'METRICS = ("LOSS", "acc', ["train_trial"]),
     ("util", '"beta_2": 0.999', '"beta_2": 0.99', ["train_trial"]),
     ("util", '"batch_input_shape"', '"batch_shape"', ["train_trial"]),
     ("model", "Dense(128", "Dense(127", ["build_tyler"]),
@@ -196,7 +185,7 @@ def test_only_an_edit_of_what_trains_changes_its_code(util, tmp_path, monkeypatc
     monkeypatch.setattr(util, "__file__", str(tmp_path / "util-FMNIST.py"))
     for script in util.SCRIPTS:
         shutil.copy(PROJECT / script, tmp_path)
-    functions = "train_trial", "build_tyler", "build_jackson"
+    functions = ("train_trial", "build_tyler", "build_jackson")
     code = {name: util.code_behind.__wrapped__(name) for name in functions}
     for script, old, new, changed in EDITS:
         path = tmp_path / f"{script}-FMNIST.py"
@@ -226,7 +215,6 @@ def test_all_functions_that_run_in_training_are_in_its_code(util, main, idx_dir)
     assert [name for name in helpers if f"def {name}(" not in code] == []
 
 
-# ------------------------------------------------------------------------ the files
 def test_table_is_whole_and_has_all_digits(util, tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
     util.write_csv(path, [{"model": 'a, "b"', "loss": np.float64(1 / 3)}])
@@ -241,23 +229,19 @@ def test_table_is_whole_and_has_all_digits(util, tmp_path, monkeypatch):
 def test_spread_is_that_of_a_sample_of_seeds(util):
     spread = util.mean_and_spread([[1, 5], [2, 5], [6, 5]])
     np.testing.assert_allclose(spread, [[3, 5], [7**0.5, 0], [(7 / 3) ** 0.5, 0]])
-    unknown = [np.nan, np.nan]
-    np.testing.assert_equal(util.mean_and_spread([[1, 5]]), ([1, 5], unknown, unknown))
+    np.testing.assert_equal(util.mean_and_spread([[5]]), ([5], [np.nan], [np.nan]))
 
 
 # -------------------------------------------------------------------- saved models
-IMAGES = np.random.default_rng(0).random((20, 28, 28), dtype="float32")
-
-
 def assert_same(network, expected):
-    images = IMAGES.reshape(-1, *network.input_shape[1:])
+    images = np.linspace(0, 1, 7840).reshape(-1, *network.input_shape[1:])
     np.testing.assert_allclose(network(images), expected(images), rtol=1e-4)
 
 
-def classifier(*shape, classes=10, last="softmax"):
+def classifier(*shape, last="softmax"):
     image = keras.Input(shape)
     hidden = layers.Dense(8, "gelu", kernel_regularizer="l1")(layers.Flatten()(image))
-    return keras.Model(image, layers.Dense(classes, last)(layers.Dropout(0.3)(hidden)))
+    return keras.Model(image, layers.Dense(10, last)(layers.Dropout(0.3)(hidden)))
 
 
 def forge(path, old, new):
@@ -276,10 +260,13 @@ def saved(util, model, tmp_path):
     return network, path, history
 
 
-def test_saved_model_comes_back_in_every_keras(util, saved):
+def test_saved_model_opens_compiled_and_in_words_of_keras_2(util, saved):
     network, path, history = saved
     np.testing.assert_equal(util.read_history(path), history)
     assert util.read_description(path)["seed"] == 7
+    first, hidden, *_ = util.layer_table(network)
+    assert first == ("flatten", "Flatten", "784", "", 0)
+    assert hidden == ("hidden_1", "Dense", "128", "relu L2 0.001", 100_480)
     assert_same(util.load_classifier(path), network)
     assert not util.load_classifier(path).compiled  # a loss may name anything
     loaded = keras.models.load_model(path)
@@ -288,7 +275,7 @@ def test_saved_model_comes_back_in_every_keras(util, saved):
     assert float(loaded.optimizer.learning_rate) == pytest.approx(0.003)
     assert loaded.loss is keras.losses.categorical_crossentropy
     assert loaded.get_compile_config()["metrics"] == ["accuracy"]
-    loaded.fit(IMAGES, np.eye(10)[[*range(10)] * 2], verbose=0)
+    loaded.fit(np.zeros((10, 28, 28)), np.eye(10), verbose=0)
     with h5py.File(path) as file:
         text = file.attrs["model_config"]
         adam = json.loads(file.attrs["training_config"])["optimizer_config"]["config"]
@@ -303,7 +290,7 @@ def test_saved_model_comes_back_in_every_keras(util, saved):
     assert_same(util.load_classifier(path), network)
 
 
-def test_other_classifiers_load_and_are_described(util, tmp_path):
+def test_other_classifiers_load_and_give_probabilities(util, tmp_path):
     path = tmp_path / "other.h5"
     for shape, last in (((28, 28), "softmax"), ((784,), "linear"), ((28, 28, 1), None)):
         network = classifier(*shape, last=last)
@@ -311,13 +298,10 @@ def test_other_classifiers_load_and_are_described(util, tmp_path):
         network.layers[-1].activation = keras.activations.softmax
         assert_same(util.load_classifier(path), network)
     assert util.read_description(path) == {"keras_version": keras.__version__}
-    rows = [row[1:] for row in util.layer_table(classifier(28, 28))]
-    assert rows[0] == ("InputLayer", "28 x 28", "", 0)
-    assert rows[2] == ("Dense", "8", "gelu L1 0.01", 6280)
 
 
 def test_settings_of_the_user_change_nothing(tmp_path):
-    variables = {
+    users = {
         "TF_ENABLE_ONEDNN_OPTS": "0", "ONEDNN_MAX_CPU_ISA": "SSE41",
         "TF_XLA_FLAGS": "--tf_xla_auto_jit=2", "KERAS_MAX_STEPS_PER_EPOCH": "1",
         "MPLBACKEND": "nonsense", "CUDA_VISIBLE_DEVICES": "0", "KERAS_HOME": str(tmp_path),
@@ -329,26 +313,21 @@ def test_settings_of_the_user_change_nothing(tmp_path):
         "print(json.dumps([keras.config.floatx(), dict(os.environ)]))\n"
     )
     command = [sys.executable, "-c", script]
-    environment = {**os.environ, **variables}
-    output = subprocess.check_output(command, cwd=PROJECT, env=environment)
+    output = subprocess.check_output(command, cwd=PROJECT, env={**os.environ, **users})
     floatx, left = json.loads(output)
-    assert floatx == "float32"
-    left = {name: left[name] for name in variables if name in left}
+    left = {name: left[name] for name in users if name in left}
     assert left == {"CUDA_VISIBLE_DEVICES": "-1", "KERAS_HOME": str(tmp_path)}
+    assert floatx == "float32"
 
 
 FUNCTION = '{"class_name": "function", "module": "builtins", "config": "relu"}'
 REFUSED = {  # what is done to a valid file, what the message must name
     "other layer": (lambda it: forge(it, '"Flatten"', '"Conv2D"'), "Conv2D"),
-    "foreign module": (
-        lambda it: forge(it, '"rate"', '"module": "bad", "rate"'),
-        "bad",
-    ),
+    "module": (lambda it: forge(it, '"rate"', '"module": "bad", "rate"'), "bad"),
     "function object": (lambda it: forge(it, '"relu"', FUNCTION), "function"),
     "unknown function": (lambda it: forge(it, '"relu"', r'"bad\n\u001b[31m"'), "bad"),
     "nested too deep": (lambda it: forge(it, "128", "[" * 40_000 + "]" * 40_000), ""),
     "other input": (lambda it: classifier(32, 32).save(it), "(32, 32)"),
-    "other classes": (lambda it: classifier(28, 28, classes=5).save(it), "(5,)"),
     "no weights": (lambda it: h5py.File(it, "a").pop("model_weights"), "model_weights"),
     "archive": (lambda it: it.rename(it.with_suffix(".keras")), "only .h5"),
     "missing": (Path.unlink, "no such file"),
@@ -369,45 +348,36 @@ def test_code_in_a_lambda_layer_never_runs(util, tmp_path):
     trap = layers.Lambda(lambda x: [x, open(marker, "w").close()][0])
     parts = [layers.Flatten(), trap, layers.Dense(10, "softmax")]
     keras.Sequential([keras.Input((28, 28)), *parts]).save(path)
-    os.unlink(marker)
+    os.unlink(marker)  # so the trap works
     with refused(util, path, "Lambda"):
         util.load_classifier(path)
     assert not os.path.exists(marker)
-    keras.models.load_model(path, safe_mode=False)
-    assert os.path.exists(marker)  # so the trap works
 
 
 # -------------------------------------------------------------------- the pictures
 @pytest.fixture
-def save(util, tmp_path, recwarn):
-    """save(figure) writes it as a PNG file. Until then, nothing has made a warning."""
-
-    def save(figure):
-        util.save_figure(figure, tmp_path / "figure.png", "a note")
-        pixels = pyplot.imread(tmp_path / "figure.png")  # it takes nothing but PNG
-        assert min(pixels.shape[:2]) > 400
-        assert figure.get_supxlabel() == "a note"
-        assert recwarn.list == []
-
-    return save
+def picture(tmp_path, recwarn):
+    """The path where a test must save its figure. Nothing may make a warning."""
+    yield tmp_path / "picture.png"
+    assert min(pyplot.imread(tmp_path / "picture.png").shape[:2]) > 400  # pixels
+    assert recwarn.list == []
 
 
-def test_architecture_shows_every_layer(util, model, save):
+def test_architecture_shows_every_layer(util, model, picture):
     figure = util.plot_architecture(model.build_tyler(use_regularizer=True))
-    save(figure)
+    util.save_figure(figure, picture, "a note")
+    assert figure.get_supxlabel() == "a note"
     assert "Tyler: 167,818 weights" in figure.get_suptitle()
-    rows = {}
-    for text in figure.axes[0].texts:
-        rows.setdefault(text.get_position()[1], set()).add(text.get_text())
-    rows = [rows[y] for y in sorted(rows, reverse=True)]
-    assert rows[0] == {"Input", "28 x 28", ""}
-    assert rows[2] == {"Dense relu L2 0.001", "128", "100,480 weights"}
-    assert rows[7] == {"Dropout rate 0.3", "128", ""}
-    assert rows[8] == {"Dense softmax", "10", "1,290 weights"}
+    texts = sorted(figure.axes[0].texts, key=lambda text: -text.get_position()[1])
+    texts = [text.get_text() for text in texts]  # line by line
+    assert texts[:3] == ["28 x 28", "Input", ""]
+    assert texts[6:9] == ["128", "Dense relu L2 0.001", "100,480 weights"]
+    assert texts[-6:-3] == ["128", "Dropout rate 0.3", ""]
+    assert texts[-3:] == ["10", "Dense softmax", "1,290 weights"]
 
 
 @pytest.mark.parametrize("seeds, words", [(1, "one seed"), (3, "3 seeds")])
-def test_hyperparameters_show_the_study(util, main, save, seeds, words, monkeypatch):
+def test_hyperparameters_show_the_study(util, main, picture, seeds, words, monkeypatch):
     if seeds > 1:
         monkeypatch.delitem(main.STUDY, "dropout_rate")  # three panels
     names = [*main.STUDY, "epochs"]
@@ -421,7 +391,7 @@ def test_hyperparameters_show_the_study(util, main, save, seeds, words, monkeypa
     histories = {setting: {"val_accuracy": x} for setting, x in runs.items()}
     study = main.study_rows(points, pair, histories)
     figure = util.plot_hyperparameters(study, final)
-    save(figure)
+    util.save_figure(figure, picture)
     assert words in figure.get_suptitle()
     for name, ax in zip(names, figure.axes, strict=True):
         assert ax.get_xlabel().startswith(name.replace("_", " "))
@@ -448,7 +418,7 @@ def test_hyperparameters_show_the_study(util, main, save, seeds, words, monkeypa
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_training_shows_every_curve_on_the_same_axes(util, main, save, seeds):
+def test_training_shows_every_curve_on_the_same_axes(util, main, picture, seeds):
     names = ("tyler", "tyler", "jackson", "jackson")
     settings = [main.Setting(names[i], i % 2 > 0, 0.3, 0.001, 128, 4) for i in range(4)]
     runs = np.random.default_rng(0).random((4, 4, seeds, 4))
@@ -456,7 +426,7 @@ def test_training_shows_every_curve_on_the_same_axes(util, main, save, seeds):
     histories = {s: dict(zip(util.METRICS, x)) for s, x in zip(settings, runs)}
     figures = util.plot_training(histories)
     for figure in figures.values():
-        save(figure)
+        util.save_figure(figure, picture)
         assert ("3 seeds" in figure.get_suptitle()) == (seeds == 3)
     for setting, history in histories.items():
         look = util.LOOKS[setting.use_regularizer]
@@ -464,7 +434,6 @@ def test_training_shows_every_curve_on_the_same_axes(util, main, save, seeds):
         for ax, metric in zip(figure.axes, ("accuracy", "loss"), strict=True):
             assert metric in ax.get_ylabel()
             drawn = {line.get_label(): i for i, line in enumerate(ax.lines)}
-            assert len(drawn) == 4
             for part, prefix in (("training", ""), ("validation", "val_")):
                 i = drawn[f"{part}, {look['label']}"]
                 mean, deviation, _ = util.mean_and_spread(history[prefix + metric])
@@ -478,12 +447,11 @@ def test_training_shows_every_curve_on_the_same_axes(util, main, save, seeds):
     assert tyler == jackson
 
 
-def test_rows_of_the_confusion_matrix_are_the_true_classes(util, save):
+def test_rows_of_the_confusion_matrix_are_the_true_classes(util, picture):
     labels = np.repeat([0, 1], [400, 1])
     guesses = np.eye(10)[np.repeat([0, 1, 2, 1], [299, 100, 1, 1])]
     figure = util.plot_confusion_matrix("Tyler + L2: 74.81%", labels, guesses)
-    save(figure)
-    assert figure.get_suptitle() == "Tyler + L2: 74.81%"
+    util.save_figure(figure, picture)
     [ax] = figure.axes
     assert "true" in ax.get_ylabel()
     assert [text.get_text() for text in ax.get_yticklabels()] == [*util.CLASS_NAMES]
@@ -492,14 +460,14 @@ def test_rows_of_the_confusion_matrix_are_the_true_classes(util, save):
     assert cells[1].tolist() == ["", "1.00", *[""] * 8]
 
 
-def test_most_confident_mistakes_are_shown(util, save):
+def test_most_confident_mistakes_are_shown(util, picture):
     numbers = np.arange(20)  # every odd prediction is wrong
     labels, guesses = numbers % 10, (numbers + numbers % 2) % 10
     confidence = 0.5 + 0.02 * (7 * numbers % 20)
     probabilities = confidence[:, None] * np.eye(10)[guesses]
     images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
     figure = util.plot_predictions("Jackson", images, labels, probabilities)
-    save(figure)
+    util.save_figure(figure, picture)
     wrong = sorted(numbers[1::2], key=lambda i: -confidence[i])
     for ax, i in zip(figure.axes, [*numbers[:12:2], *wrong[:6]], strict=True):
         np.testing.assert_equal(ax.images[0].get_array(), images[i])
