@@ -174,20 +174,18 @@ def open_store(folder):
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "temporary"
-    lock = sqlite3.connect(folder / "lock", timeout=0)
     try:
-        lock.execute("BEGIN EXCLUSIVE")
-        shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-        temporary.mkdir()
-        yield folder
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.closing(sqlite3.connect(folder / "lock", timeout=0)) as lock:
+            lock.execute("BEGIN EXCLUSIVE")
+            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
+            temporary.mkdir()
+            yield folder
+            shutil.rmtree(temporary, ignore_errors=True)
     except sqlite3.Error as error:
-        problem = f"{folder}/lock is damaged ({error}): delete it"
+        problem = f"{folder}/lock cannot be used ({error}): delete it"
         if "locked" in str(error):
             problem = f"{folder.parent}: another run is at work there: wait for it"
         raise InputError(f"{problem} or use another --output-dir") from None
-    finally:
-        lock.close()
 
 
 def library_versions():

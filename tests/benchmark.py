@@ -225,7 +225,9 @@ def benchmark(epochs, rounds):
     once = {*final, *(point.setting for point in points)}
     for way, settings in ((USUAL, usual), (OURS, once)):
         seconds = sum(s.epochs * costs[s.architecture, way] for s in settings)
-        print(f"{way}: {len(settings)} trainings, {seconds / 60:.1f} minutes (estimate)")
+        print(
+            f"{way}: {len(settings)} trainings, {seconds / 60:.1f} minutes (estimate)"
+        )
 
 
 if __name__ == "__main__":
