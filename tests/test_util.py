@@ -131,7 +131,7 @@ def test_store_is_for_one_run_until_that_is_killed(util, tmp_path):
             pytest.fail("two runs at work")
         assert os.listdir(folder / "temporary") == ["new"]  # the first run uses it
     (tmp_path / "lock").write_text("text" * 99)
-    with refused(util, "/lock is damaged", "delete it"), util.open_store(tmp_path):
+    with refused(util, "/lock cannot be used", "delete it"), util.open_store(tmp_path):
         pytest.fail("the work began")
 
 
