@@ -24,6 +24,7 @@ import threading
 import time
 import warnings
 import zlib
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import h5py
@@ -45,6 +46,7 @@ DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")  # where the package puts
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of a history, as Keras's
 ADAM = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}  # Keras's own values
 TIMEOUT = 10  # seconds that a host may stay silent
+FETCH_LIMIT = 1800  # seconds that fetching the data may take
 
 
 class InputError(Exception):
@@ -133,7 +135,7 @@ def fetch_data(cache):
                     os.replace(folder / name, cache / name)
             return
         except Exception as error:  # noqa: BLE001 - Keras's download raises this class
-            reason = getattr(error, "stderr", None) or str(error)
+            reason = getattr(error, "stderr", None) or str(error) or repr(error)
             failures += f"; {source}: {' '.join(reason.split())}"
     raise InputError(
         f"Fashion-MNIST is not in {cache} nor {DEBIAN_DIR} and could not be fetched"
@@ -145,8 +147,13 @@ def download(folder, names):
     """Let Keras download these files into the folder, which is returned."""
     _, keras = import_tensorflow()
     socket.setdefaulttimeout(TIMEOUT)
-    for name in names:
-        keras.utils.get_file(name, DATA_URL + name, cache_dir=folder, cache_subdir="")
+
+    def get_all():
+        for name in names:
+            url = DATA_URL + name
+            keras.utils.get_file(name, url, cache_dir=folder, cache_subdir="")
+
+    ThreadPool(1).apply_async(get_all).get(FETCH_LIMIT)  # however slow the host is
     return folder
 
 
@@ -159,7 +166,10 @@ def unpack_debian(folder, names):
         (folder / name / "partial").mkdir(parents=True)  # apt does not make these
     unpack = ["sh", "-c", "dpkg-deb -x *.deb ."]
     for command in ([*apt, "update"], [*apt, "download", DEBIAN_PACKAGE], unpack):
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+        subprocess.run(
+            command, cwd=folder, check=True, capture_output=True, text=True,
+            timeout=FETCH_LIMIT,
+        )  # fmt: skip
     return folder / DEBIAN_DIR.relative_to("/")
 
 

@@ -1,6 +1,7 @@
 """The helpers: the data and its sources, the store, files, saved models, pictures."""
 
 import contextlib
+import http.server
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -89,6 +91,30 @@ def test_sources_are_tried_in_their_order(util, sources, make_idx_dir):
     assert set(os.listdir(cache)) == {".part-young", *util.DATA_FILES}
 
 
+@contextlib.contextmanager
+def dripping_host():
+    """The address of a host that sends a byte at a time, and never ends."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            send(self)
+
+    def send(request):
+        request.send_response(200)
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while not ended.wait(0.1):
+                request.wfile.write(b"x")
+
+    ended = threading.Event()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Handler.log_message = lambda *_: None
+        threading.Thread(target=server.serve_forever, args=[0.01]).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        ended.set()
+        server.shutdown()
+
+
 def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch):
     cache, host = sources
     data = shutil.copytree(host, tmp_path / "package")
@@ -100,6 +126,11 @@ def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch)
             with refused(util, *tried, "--data-dir", *util.DATA_FILES):
                 util.find_data()
             assert os.listdir(cache) == []
+    with dripping_host() as url, monkeypatch.context() as patch:
+        patch.setattr(util, "DATA_URL", url)
+        patch.setattr(util, "FETCH_LIMIT", 1)
+        with refused(util, url, "TimeoutError"):
+            util.find_data()
     programs = {
         "apt-get": 'case "$*" in *" download dataset-fashion-mnist") touch it.deb; esac',
         "dpkg-deb": f"[ -f $2 ] && install -D -t $3{util.DEBIAN_DIR} {data}/*",
