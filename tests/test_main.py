@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import h5py
+import joblib
 import numpy as np
 import pytest
 from conftest import PROJECT
@@ -110,8 +111,14 @@ def four(data_dir):
     return lambda folder: (*arguments, "--output-dir", folder)
 
 
-def wait_for_stored(folder, count, process):
-    while len(list(folder.glob(".trials/*.h5"))) < count:
+def whole_trials(folder):
+    """The trials in an output folder whose files are whole: their names say so."""
+    paths = folder.glob(".trials/*-*.h5")
+    return [p for p in paths if joblib.hash(p.read_bytes()) == p.stem.split("-")[1]]
+
+
+def wait_for_trials(folder, count, process):
+    while len(whole_trials(folder)) < count:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
 
@@ -611,13 +618,13 @@ def test_the_study_can_be_edited(
 def test_ctrl_c_keeps_what_is_trained_and_kill_9_does_too(four, alone, tmp_path):
     """Nothing is lost but the trials under way, and the end is the same."""
     with started(*four(tmp_path), "--jobs", 1) as process:
-        wait_for_stored(tmp_path, 1, process)
+        wait_for_trials(tmp_path, 1, process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to every process
         assert "interrupted" in finish(process, status=130)
-    kept = len(list(tmp_path.glob(".trials/*.h5")))
+    kept = len(whole_trials(tmp_path))
     assert kept in (1, 2) and not contents(tmp_path)
     with started(*four(tmp_path), "--jobs", 1) as process:
-        wait_for_stored(tmp_path, kept + 1, process)
+        wait_for_trials(tmp_path, kept + 1, process)
         process.kill()
         output = finish(process, status=-signal.SIGKILL)
     assert output.startswith(f"4 trials, {kept} of them trained before")
@@ -637,7 +644,7 @@ def test_a_small_machine_is_told_in_one_line(four, tmp_path, limit):
     with started(*four(tmp_path)) as process:
         resource.prlimit(process.pid, *limit)
         finish(process, status=2)
-    assert not contents(tmp_path) and not list(tmp_path.glob(".trials/*-*.h5"))
+    assert not contents(tmp_path) and not whole_trials(tmp_path)
 
 
 def test_ctrl_c_at_the_start_is_one_line(four, tmp_path):
