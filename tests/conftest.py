@@ -67,7 +67,7 @@ def synthetic_images(count):
     labels = random.permutation(np.arange(count) % 10).astype(np.uint8)
     images = random.integers(0, 100, (count, 28, 28), dtype=np.uint8)
     rows = labels[:, None] * 2 + np.arange(4, 7)
-    images[np.arange(count)[:, None], rows] += 150
+    images[np.arange(count)[:, None], rows] += 60
     return images, labels
 
 

@@ -33,9 +33,9 @@ def refused(util, *words):
 
 # --------------------------------------------------------- the data and its sources
 def test_last_fifth_of_the_training_images_validates(util, idx_dir):
-    parts = util.load_data(idx_dir(train=13, test=7))
-    images, labels = synthetic_images(13)
-    fifths = (images[:10], labels[:10]), (images[10:], labels[10:])
+    parts = util.load_data(idx_dir(train=23, test=7))
+    images, labels = synthetic_images(23)
+    fifths = (images[:18], labels[:18]), (images[18:], labels[18:])
     for (x, y), (images, labels) in zip(parts, [*fifths, synthetic_images(7)]):
         np.testing.assert_array_equal(x, images)
         np.testing.assert_array_equal(y, np.eye(10)[labels])
