@@ -318,6 +318,8 @@ def start_worker(shared_array, folder):
     # Keras imports these two if it can, which costs a worker 80 MiB and a second.
     sys.modules["sklearn"] = None  # makes that fail
     sys.modules["matplotlib"] = None
+    with open(os.devnull, "w") as nowhere:  # our errors reach the parent otherwise
+        os.dup2(nowhere.fileno(), 2)
 
     def end_with_parent():
         multiprocessing.parent_process().join()
