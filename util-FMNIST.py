@@ -61,7 +61,7 @@ def load_data(data_dir=None, quick=False):
     Images are uint8 arrays of shape (n, 28, 28) with pixels from 0 to 255; the networks
     take them divided by 255. Labels are one-hot float32 arrays of shape (n, 10). The
     last fifth of the training images validates: n is 48,000, 12,000 and 10,000. With
-    `quick`, it is a tenth, a tenth and a fifth of that. Without `data_dir`, `find_data`
+    `quick`, n is 4,800, 1,200 and 2,000. Without `data_dir`, `find_data`
     finds the files. Raises InputError if one is missing or not what it should be.
     """
     folder = find_data() if data_dir is None else Path(data_dir)
@@ -134,7 +134,7 @@ def fetch_data(cache):
                 for name in missing:
                     os.replace(folder / name, cache / name)
             return
-        except Exception as error:  # noqa: BLE001 - Keras's download raises this class
+        except Exception as error:  # noqa: BLE001 - Keras's download raises a bare Exception
             reason = getattr(error, "stderr", None) or str(error) or repr(error)
             failures += f"; {source}: {' '.join(reason.split())}"
     raise InputError(
@@ -204,10 +204,8 @@ def library_versions():
 
 
 def trial_keys(trials, data):
-    """{trial: its key}: the same for the same trial, code, data, libraries and machine.
-
-    `data` are the arrays that train and validate.
-    """
+    """{trial: its key}: the same for the same trial, code, libraries, machine and
+    `data`, the arrays that train and validate."""
     machine = [joblib.hash(data), library_versions(), platform.machine()]
     keys = {}
     for trial in trials:
@@ -222,31 +220,31 @@ def trial_keys(trials, data):
 
 @functools.cache
 def code_behind(function):
-    """The code of a function and of all that it uses in our scripts, as one string.
-
-    Comments, docstrings and layout do not count.
-    """
+    """The code of a function and of all that it uses in our scripts, as one string
+    without comments, docstrings and layout."""
     statements = {}  # {name: the statement at the top level that defines it}
     for script in SCRIPTS:
         text = Path(__file__).with_name(script).read_text(encoding="utf-8")
         for statement in ast.parse(text).body:
-            targets = getattr(statement, "targets", [])
-            for part in (statement, *getattr(statement, "names", targets)):
-                name = getattr(part, "asname", None) or getattr(part, "name", None)
-                statements[name or getattr(part, "id", None)] = statement
-    del statements[None]
-    used = {}
-    new = {function}
-    while new:
-        used.update((name, statements[name]) for name in new)
-        parts = [part for name in new for part in ast.walk(statements[name])]
-        named = {getattr(part, "id", getattr(part, "attr", None)) for part in parts}
-        new = (named & statements.keys()) - used.keys()
-    for statement in used.values():
-        for part in ast.walk(statement):
+            if isinstance(statement, (ast.Import, ast.ImportFrom)):
+                names = [part.asname or part.name for part in statement.names]
+            elif isinstance(statement, ast.Assign):
+                names = [getattr(target, "id", "") for target in statement.targets]
+            else:  # a function, a class, or what has no name
+                names = [getattr(statement, "name", "")]
+            statements.update(dict.fromkeys(names, statement))
+    used = {}  # those that the function needs
+    waiting = {function}
+    while waiting:
+        name = waiting.pop()
+        used[name] = statements[name]
+        for part in ast.walk(used[name]):
             definition = isinstance(part, (ast.FunctionDef, ast.ClassDef))
             if definition and ast.get_docstring(part):
-                part.body = part.body[1:]
+                del part.body[0]
+            named = getattr(part, "id", getattr(part, "attr", None))
+            if named in statements and named not in used:
+                waiting.add(named)
     return "\n".join(ast.unparse(used[name]) for name in sorted(used))
 
 
@@ -286,14 +284,10 @@ def write_csv(path, rows):
 
 
 def mean_and_spread(values):
-    """Mean, standard deviation and standard error over the seeds, the first axis.
-
-    The spread of a single seed is not known: NaN.
-    """
+    """Mean, standard deviation and standard error over the seeds, the first axis. The
+    spread of a single seed is not known: NaN."""
     values = np.array(values)
-    deviation = np.full(values.shape[1:], math.nan)
-    if len(values) > 1:
-        deviation = values.std(axis=0, ddof=1)
+    deviation = values.std(axis=0, ddof=1) if len(values) > 1 else values[0] * math.nan
     return values.mean(axis=0), deviation, deviation / math.sqrt(len(values))
 
 
@@ -319,11 +313,12 @@ importing = threading.Lock()  # a Dask worker may start two trials at a time
 
 @contextlib.contextmanager
 def settings_for_everybody():
-    """TensorFlow and Keras, imported in here, heed neither keras.json nor the user's
-    variables, as a trial's weights depend on these.
+    """Import TensorFlow and Keras in here. Then neither the user's keras.json nor the
+    user's variables change a trial's weights.
 
     TensorFlow gets one thread, as the order in which it adds up depends on their number,
-    and the CPU, as a GPU rounds otherwise.
+    and the CPU, as a GPU rounds otherwise. KERAS_HOME is restored: the data are there.
+    A wrong MPLBACKEND would stop Keras, which imports matplotlib.
     """
     keras_home = os.environ.get("KERAS_HOME")
     for name in list(os.environ):
@@ -366,12 +361,10 @@ def model_file(model, learning_rate, history, description):
     """
     adam = {"learning_rate": learning_rate, **ADAM, "amsgrad": False}
     training = {
-        "loss": "categorical_crossentropy",
-        "metrics": ["accuracy"],
-        "loss_weights": None,
-        "weighted_metrics": None,
+        "loss": "categorical_crossentropy", "metrics": ["accuracy"],
+        "loss_weights": None, "weighted_metrics": None,
         "optimizer_config": {"class_name": "Adam", "config": adam},
-    }
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.h5")
         try:
@@ -516,6 +509,7 @@ def plot_architecture(model):
         f"{model.name.title()}: {model.count_params():,} weights (bars: logarithmic)"
     )
     figure, [ax] = new_figure(1, 1, (7, 0.42 * len(rows) + 0.8), title)
+    # Bars are at most 10 wide, as 2**10 > 784. Texts start 5.3 from the middle.
     for row, (_, kind, shape, words, weights) in enumerate(rows):
         width = math.log2(math.prod(map(int, shape.split(" x "))))
         color = BLUE if weights else ORANGE if kind == "Dropout" else "#707070"
@@ -530,10 +524,8 @@ def plot_architecture(model):
 
 
 def plot_hyperparameters(study, final):
-    """Validation accuracy over each hyperparameter of Tyler, without and with L2.
-
-    `study` has the rows of study.csv, `final` is Tyler's final setting.
-    """
+    """Validation accuracy over each hyperparameter of Tyler, without and with L2, from
+    the rows of study.csv. `final` is Tyler's final setting."""
     seeds = study[0]["seeds"]
     spread = f"mean and standard deviation of {seeds} seeds"
     if seeds == 1:
@@ -606,10 +598,8 @@ def plot_training(histories):
 
 
 def plot_confusion_matrix(title, labels, probabilities):
-    """The confusion matrix of a model.
-
-    `labels` are class numbers (n,), `probabilities` the model's output (n, 10).
-    """
+    """The confusion matrix of a model. `labels` are class numbers (n,), `probabilities`
+    the model's output (n, 10)."""
     from sklearn.metrics import ConfusionMatrixDisplay
 
     figure, [ax] = new_figure(1, 1, (7, 7), title)
