@@ -901,7 +901,7 @@ def silent_port():
 # --------------------------------------------------------- what the repository holds
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 MODELS_DIR = PROJECT / "models"
-SHA256 = "to be set"
+SHA256 = "ccfffc5577545201de394ba8928d7355746982f2dfa6cbb00bbb36e0f6db7287"
 
 
 @pytest.fixture
