@@ -590,7 +590,7 @@ def report_results(tests):
             break
         gap, _, error = util.mean_and_spread(accuracies[one] - accuracies[other])
         console.print(f"{one} - {other}: {gap:+.4f}, standard error {error:.4f}")
-    console.print(f"Published accuracies: {PUBLISHED}")
+    console.print(f"Published accuracies, in this order: {PUBLISHED}")
 
 
 def evaluate_files(options):
@@ -638,16 +638,16 @@ def parse_options(arguments):
     add("--quick", action="store_true", help="a try-out: few images, 5 epochs, quick/")
     add("--no-sweep", action="store_true", help="the four models only, no study")
     add("--fresh", action="store_true", help="train again what was trained before")
-    add("--evaluate", nargs="*", metavar="H5", help="inspect saved models (the four)")
+    add("--evaluate", nargs="*", metavar="H5", help="inspect saved models")
     add("--data-dir", metavar="DIR", help="the folder with the four IDX files")
     add("--output-dir", metavar="DIR", type=Path, help="where models/ and plots/ go")
-    add("--dropout-rate", metavar="X", type=float, default=0.3, help="(0.3)")
+    add("--dropout-rate", metavar="X", type=float, default=0.3, help="0 to 0.99 (0.3)")
     add("--learning-rate", metavar="X", type=float, default=0.001, help="(0.001)")
     add("--batch-size", metavar="N", type=int, default=128, help="images (128)")
     add("--epochs", metavar="N", type=int, help="(50, with --quick 5)")
     add("--seed", metavar="N", type=int, default=0, help="the first seed (0)")
     add("--repeats", metavar="N", type=int, default=1, help="how many seeds (1)")
-    add("--jobs", metavar="N", type=int, default=joblib.cpu_count(), help="(cores)")
+    add("--jobs", metavar="N", type=int, default=joblib.cpu_count(), help="at a time")
     add("--cluster", metavar="ADDRESS", help="a Dask cluster, tcp://HOST:8786")
     options = parser.parse_args(arguments)
     if options.epochs is None:
