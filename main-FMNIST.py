@@ -590,7 +590,7 @@ def report_results(tests):
             break
         gap, _, error = util.mean_and_spread(accuracies[one] - accuracies[other])
         console.print(f"{one} - {other}: {gap:+.4f}, standard error {error:.4f}")
-    console.print(f"Published accuracies, in this order: {PUBLISHED}")
+    console.print(f"Published, in this order: {PUBLISHED}")
 
 
 def evaluate_files(options):

@@ -198,7 +198,7 @@ EDITS = [  # the script, what is replaced there, by what, the functions this cha
     ("model", "# as published", "# as I like", []),  # a comment
     ("main", "Train one network", "Train a network", []),  # a docstring
     ("util", "one hyperparameter moved", "one value moved", []),  # a plot's title
-    ("main", "Published accuracies", "They published", []),  # the report
+    ("main", "Published, in this order", "They published", []),  # the report
     ("main", "lr=learning_rate", "lr=2 * learning_rate", ["train_trial"]),
     ("main", "tf.float32) / 255", "tf.float32) / 256", ["train_trial"]),
     ("main", "100 * trial.seed", "99 * trial.seed", ["train_trial"]),
