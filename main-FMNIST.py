@@ -26,13 +26,11 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 util = importlib.import_module("util-FMNIST")  # `import` cannot spell the hyphen
-console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 # The published values. Epochs are not here: the accuracies after 10, 20, 30, 40 and 50
 # come from a single trial.
@@ -79,6 +77,7 @@ class Point(NamedTuple):
     value: float
     setting: Setting
     epoch: int
+    centre: Setting  # the final setting, from which the value was moved
 
 
 def final_settings(options):
@@ -102,9 +101,9 @@ def study_points(final):
         for name, published in STUDY.items():
             for value in sorted({*published, getattr(centre, name)}):
                 setting = centre._replace(**{name: value})
-                points.append(Point(name, value, setting, setting.epochs))
+                points.append(Point(name, value, setting, setting.epochs, centre))
         for epoch in sorted({math.ceil(centre.epochs * i / 5) for i in range(1, 6)}):
-            points.append(Point("epochs", epoch, centre, epoch))
+            points.append(Point("epochs", epoch, centre, epoch, centre))
     return points
 
 
@@ -234,45 +233,34 @@ def adam_function(weights, learning_rate):
 
 # --------------------------------------------------------------- many trials at a time
 def train_missing(trials, data, store, options):
-    """Train the trials that the store lacks. If a worker process dies, new ones train
-    what is still missing. Return {trial: its .h5 file} of all trials."""
-    keys = util.trial_keys(trials, data)
+    """Train the trials that the store lacks. Return {trial: its .h5 file} of all.
+
+    If a worker process dies, new ones train what is still missing.
+    """
+    longest_first = sorted(trials, key=cost, reverse=True)  # so that none starts last
+    keys = util.trial_keys(longest_first, data)
     stored = {} if options.fresh else util.stored_trials(store)
     files = {trial: stored[key] for trial, key in keys.items() if key in stored}
-    console.print(f"{len(trials)} trials, {len(files)} of them trained before")
-    missing = [trial for trial in trials if trial not in files]
-    if not missing:
+    print(f"{len(keys)} trials, {len(files)} of them trained before")
+    if len(files) == len(keys):
         return files
-    missing.sort(key=cost, reverse=True)  # so that no long one starts last
-    total = sum(map(cost, missing))
-    console.print(f"{len(missing)} to train; the first take a while")
-    console.print("network       dropout  l. rate  batch  seed  val.acc.  done")
-    columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, disable=not console.is_terminal)
-    task = bar.add_task("Training", total=total)
-
-    def show_progress(cost_of_running=0):
-        finished = total - sum(map(cost, missing))
-        bar.update(task, completed=finished + cost_of_running)
-
+    print(f"{len(keys) - len(files)} to train; the first take a while")
+    print("network       dropout  l. rate  batch  seed  val.acc.  done")
     train = train_on_cluster if options.cluster else train_here
-    deaths = 0
-    with bar:
-        while missing:
+    columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
+    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+        bar.add_task("Training", total=sum(map(cost, keys)))
+        for _ in range(5):
+            missing = {trial: key for trial, key in keys.items() if trial not in files}
+            bar.update(0, completed=sum(map(cost, files)))  # 0 is the bar's only task
             try:
-                work = train([*missing], keys, data, store, options, show_progress)
-                for trial, path in work:
+                for trial, path in train(missing, store, data, options, bar):
                     files[trial] = path
-                    missing.remove(trial)
-                    deaths = 0
-                    console.print(f"{trial_line(trial, path)}  {len(files):4}")
+                    print(f"{trial_line(trial, path)}  {len(files):4}")
+                return files
             except futures.BrokenExecutor:
-                deaths += 1
-                if deaths == 3:
-                    problem = "the workers die, three times in a row"
-                    raise util.InputError(f"{problem}: is there memory for --jobs?")
-                console.print("A worker process died. New ones train what is missing.")
-    return files
+                print("A worker process died. New ones train what is missing.")
+    raise util.InputError("workers died five times: is there memory for --jobs?")
 
 
 def cost(trial):
@@ -283,16 +271,18 @@ def cost(trial):
 
 def trial_line(trial, path):
     setting = trial.setting
-    accuracy = util.read_history(path)["val_accuracy"][-1]
+    accuracy = util.read_histories([path])["val_accuracy"][0, -1]
     result = "diverged" if math.isnan(accuracy) else f"{accuracy:.4f}"
     rates = f"{setting.dropout_rate:7g}  {setting.learning_rate:7g}"
     return f"{setting.label:12}  {rates}  {setting.batch_size:5}  {trial.seed:4}  {result:8}"
 
 
-def train_here(trials, keys, data, store, options, show_progress):
-    """Train in processes of this machine. Yield (trial, its file in the store)."""
+def train_here(trials, store, data, options, bar):
+    """Train in processes of this machine, which load the data themselves. `trials` is
+    {trial: its key}. Yield each trial and its file in the store."""
     spawn = multiprocessing.get_context("spawn")
-    progress = spawn.RawArray("d", len(trials))  # the part of each trial that is done
+    progress = spawn.RawValue("d")  # what is trained, in the unit of `cost`
+    before = bar.tasks[0].completed
     shared = (progress, store / "temporary")
     pool = futures.ProcessPoolExecutor(options.jobs, spawn, start_worker, shared)
     # A terminal sends Ctrl-C to all processes. Workers are started while it is ignored,
@@ -300,27 +290,24 @@ def train_here(trials, keys, data, store, options, show_progress):
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         running = {}
-        for number, trial in enumerate(trials):
-            work = (number, trial, keys[trial], store, options)
-            running[pool.submit(train_in_worker, *work)] = number
+        for trial, key in trials.items():
+            running[pool.submit(train_in_worker, trial, key, store, options)] = trial
         signal.signal(signal.SIGINT, handler)
         while running:
             for future in futures.wait(running, 0.5, futures.FIRST_COMPLETED).done:
-                yield trials[running.pop(future)], future.result()
-            show_progress(sum(progress[n] * cost(trials[n]) for n in running.values()))
+                yield running.pop(future), future.result()
+            bar.update(0, completed=before + progress.value)
     finally:
-        signal.signal(signal.SIGINT, handler)
         for process in multiprocessing.active_children():
             process.kill()
         pool.shutdown()
 
 
-def start_worker(shared_array, folder):
+def start_worker(shared_number, folder):
     """Prepare a new worker process. Its temporary files go into the folder."""
     global progress
-    progress = shared_array
+    progress = shared_number
     tempfile.tempdir = str(folder)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows it is not inherited
     # Keras imports these two if it can, which costs a worker 80 MiB and a second. An
     # import of what is None here fails.
     sys.modules["sklearn"] = None
@@ -335,33 +322,33 @@ def start_worker(shared_array, folder):
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def train_in_worker(number, trial, key, store, options):
+def train_in_worker(trial, key, store, options):
     """Train a trial and return its file in the store. Its content would be a large
     message, and the pool hangs for ever if a worker dies while it sends one."""
 
-    def epoch_ended():
-        progress[number] += 1 / trial.setting.epochs
+    def epoch_ended():  # two at once may lose a step of the bar, and nothing else
+        progress.value += cost(trial) / trial.setting.epochs
 
     train, validation, _ = util.load_data(options.data_dir, options.quick)
     content = train_trial(trial, train, validation, epoch_ended)
     return util.keep_trial(store, key, content)
 
 
-def train_on_cluster(trials, keys, data, store, options, show_progress):
+def train_on_cluster(trials, store, data, options, bar):
     """The same on a Dask cluster. Each worker gets our scripts and a copy of the data."""
     named = f"--cluster {options.cluster}"
+    logging.disable()  # Dask's log lines; its errors reach us as exceptions
     try:
         import distributed
         from distributed.comm import connect
-    except ImportError:
-        raise util.InputError(f"{named}: pip install dask[distributed] first") from None
-    logging.disable()  # Dask's log lines; its errors reach us as exceptions
-    try:
+
         # Client would wait for ever for a port that speaks, say, HTTP.
         asyncio.run(asyncio.wait_for(connect(options.cluster), util.TIMEOUT))
         client = distributed.Client(options.cluster, timeout=util.TIMEOUT)
         client.wait_for_workers(1, timeout=util.TIMEOUT)
         send_scripts(client)
+    except ImportError:
+        raise util.InputError(f"{named}: pip install dask[distributed] first") from None
     except (OSError, ValueError, distributed.TimeoutError) as error:
         reason = str(error) or "no Dask scheduler answers there"
         raise util.InputError(f"{named}: {reason}") from None
@@ -374,8 +361,8 @@ def train_on_cluster(trials, keys, data, store, options, show_progress):
             running = {pool.submit(train, trial, *data): trial for trial in trials}
             for future in futures.as_completed(running):
                 trial = running.pop(future)
-                yield trial, util.keep_trial(store, keys[trial], future.result())
-                show_progress()
+                yield trial, util.keep_trial(store, trials[trial], future.result())
+                bar.advance(0, cost(trial))
     except (futures.CancelledError, distributed.KilledWorker) as error:
         reason = str(error) or type(error).__name__
         raise util.InputError(f"{named} is lost: {reason}") from None
@@ -388,17 +375,18 @@ def send_scripts(client):
     versions = util.library_versions()
 
     def what_differs(dask_worker):  # Dask sends a local function as code
-        for library, version in versions.items():
-            if importlib.metadata.version(library) != version:
-                return f"{library} there is not {version}, versions differ"
+        names = [x for x in versions if importlib.metadata.version(x) != versions[x]]
         for name, script in scripts.items():
             path = Path(dask_worker.local_directory, name)
             if path.exists() and path.read_bytes() != script:
-                return f"another {name} is in use there, restart it"
+                names.append(name)
+        return ", ".join(names)
 
-    for worker, problem in client.run(what_differs).items():
-        if problem:
-            raise ValueError(f"worker {worker}: {problem}")
+    for worker, names in client.run(what_differs).items():
+        if names:
+            raise ValueError(
+                f"worker {worker} has another {names}: restart it with ours"
+            )
     for name in util.SCRIPTS:
         client.upload_file(str(HERE / name), load=False)
 
@@ -413,64 +401,52 @@ def run_experiment(options):
     seeds = range(options.seed, options.seed + options.repeats)
     trials = [Trial(setting, seed) for setting in settings for seed in seeds]
     folder = options.folder
-    for name in ("models", "plots"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
     with util.open_store(folder / ".trials") as store:
-        files = train_missing(trials, (train, validation), store, options)
-        histories = read_histories(settings, seeds, files)
-        study = study_rows(points, final, histories)
-        console.print("Testing the models")
+        trained = train_missing(trials, (train, validation), store, options)
+        files = {s: [trained[Trial(s, seed)] for seed in seeds] for s in settings}
+        histories = {s: util.read_histories(paths) for s, paths in files.items()}
+        study = study_rows(points, histories)
+        print("Testing the models")
         tests = {}
-        for trial in (Trial(setting, seed) for setting in final for seed in seeds):
-            tests[trial] = test_model(util.load_classifier(files[trial]), test)
-        console.print("Writing the models, tables and plots")
-        if not study:
-            set_older_study_aside(folder)
         for setting in final:
-            content = files[Trial(setting, options.seed)].read_bytes()
+            models = map(util.load_classifier, files[setting])
+            tests[setting] = [test_model(model, test) for model in models]
+        print("Writing the models, tables and plots")
+        for setting in final:
+            content = files[setting][0].read_bytes()  # of the first seed
             util.write_whole(folder / f"models/model_{setting.name}.h5", content)
-        write_tables(folder / "models", histories, tests, study, seeds)
-        note = (
-            "A quick run on few images: small differences are chance."
-            if options.quick
-            else ""
-        )
-        for name, figure in draw(histories, tests, study, test, options).items():
+        write_tables(folder, histories, tests, study, seeds)
+        figures = draw(histories, tests, study, test, options)
+        note = "A quick run: small differences are chance." if options.quick else ""
+        for name, figure in figures.items():
             util.save_figure(figure, folder / f"plots/{name}.png", note)
     report_study(study)
     report_results(tests)
     if options.quick:
-        console.print("A quick run does not compare with these.")
-    console.print(f"The files are in models/ and plots/ of {folder}")
+        print("A quick run does not compare with these.")
+    print(f"The files are in models/ and plots/ of {folder}")
 
 
-def read_histories(settings, seeds, files):
-    """{setting: {metric: array of shape (seeds, epochs)}} out of the trials' files."""
-    histories = {setting: {} for setting in settings}
-    for setting, history in histories.items():
-        runs = [util.read_history(files[Trial(setting, seed)]) for seed in seeds]
-        for metric in util.METRICS:
-            history[metric] = np.array([run[metric] for run in runs])
-    return histories
-
-
-def study_rows(points, final, histories):
+def study_rows(points, histories):
     """The rows of study.csv. Differences are from Tyler's final setting, seed by seed,
     as a seed means the same first weights and the same order of the images."""
     rows = []
     for point in points:
-        [centre] = [
-            setting for setting in final if setting.label == point.setting.label
-        ]
         accuracies = histories[point.setting]["val_accuracy"][:, point.epoch - 1]
-        differences = accuracies - histories[centre]["val_accuracy"][:, -1]
+        differences = accuracies - histories[point.centre]["val_accuracy"][:, -1]
         mean, deviation, _ = util.mean_and_spread(accuracies)
         difference, _, error = util.mean_and_spread(differences)
-        which = {"hyperparameter": point.hyperparameter, "value": point.value}
-        which["use_regularizer"] = point.setting.use_regularizer
-        accuracy = {"val_accuracy": mean, "standard_deviation": deviation}
-        compared = {"difference": difference, "standard_error": error}
-        rows.append({**which, **accuracy, **compared, "seeds": len(accuracies)})
+        row = {
+            "hyperparameter": point.hyperparameter,
+            "value": point.value,
+            "use_regularizer": point.setting.use_regularizer,
+            "val_accuracy": mean,
+            "standard_deviation": deviation,
+            "difference": difference,
+            "standard_error": error,
+            "seeds": len(accuracies),
+        }
+        rows.append(row)
     return rows
 
 
@@ -501,8 +477,10 @@ def test_model(model, test):
 
 
 def write_tables(folder, histories, tests, study, seeds):
-    """history.csv, results.csv and, if there is a study, study.csv."""
-    rows = []
+    """history.csv, results.csv and study.csv. Without a study, an earlier run's gets
+    another name: this run's models may have another setting."""
+    epochs = []
+    results = []
     for setting, history in histories.items():
         for number, seed in enumerate(seeds):
             trial = {**setting._asdict(), "seed": seed}
@@ -510,48 +488,42 @@ def write_tables(folder, histories, tests, study, seeds):
                 values = {
                     metric: runs[number, epoch] for metric, runs in history.items()
                 }
-                rows.append({**trial, "epoch": epoch + 1, **values})
-    util.write_csv(folder / "history.csv", rows)
-    rows = []
-    for (setting, seed), (scores, _) in tests.items():
-        trial = {**setting._asdict(), "seed": seed}
-        rows.append({"model": f"model_{setting.name}", **trial, **scores})
-    util.write_csv(folder / "results.csv", rows)
+                epochs.append({**trial, "epoch": epoch + 1, **values})
+            if setting in tests:
+                scores, _ = tests[setting][number]
+                results.append({"model": f"model_{setting.name}", **trial, **scores})
+    util.write_csv(folder / "models/history.csv", epochs)
+    util.write_csv(folder / "models/results.csv", results)
     if study:
-        util.write_csv(folder / "study.csv", study)
-
-
-def set_older_study_aside(folder):
-    """Rename an earlier run's study: this run's models may have another setting."""
+        util.write_csv(folder / "models/study.csv", study)
+        return
     for name in ("models/study.csv", "plots/hyperparameters_tyler.png"):
         path = folder / name
         if path.exists():
-            os.replace(path, path.with_name(f"older_{path.name}"))
+            path.replace(path.with_name(f"older_{path.name}"))
 
 
 def draw(histories, tests, study, test, options):
     """{name: figure} of all plots. Those of a single model show the first seed's."""
-    labels = test[1].argmax(axis=1)
-    final = {setting: histories[setting] for setting, _ in tests}
-    figures = {}
-    for setting in final:
-        trial = Trial(setting, options.seed)
-        scores, probabilities = tests[trial]
-        title = setting.label
-        if options.repeats > 1:
-            title += f", seed {options.seed}"
-        if setting.label == "Jackson":
-            figure = util.plot_predictions(title, test[0], labels, probabilities)
-            figures["predictions"] = figure
-        title += f": test accuracy {scores['accuracy']:.2%}"
+    images, y_test = test
+    labels = y_test.argmax(axis=1)
+    seed = f", seed {options.seed}" if options.repeats > 1 else ""
+    final = {setting: histories[setting] for setting in tests}
+    figures = {"accuracy_and_loss": util.plot_training(final)}
+    for setting, tested in tests.items():
+        scores, probabilities = tested[0]
+        model = f"{setting.label}{seed}"
+        title = f"{model}: test accuracy {scores['accuracy']:.2%}"
         figure = util.plot_confusion_matrix(title, labels, probabilities)
         figures[f"confusion_matrix_{setting.name}"] = figure
+        if setting.label == "Jackson":
+            figure = util.plot_predictions(model, images, labels, probabilities)
+            figures["predictions"] = figure
         if not setting.use_regularizer:
-            figure = util.plot_architecture(build_model(trial))
-            figures[f"architecture_{setting.architecture}"] = figure
-    figures.update(util.plot_training(final))
+            network = build_model(Trial(setting, options.seed))
+            figures[f"architecture_{network.name}"] = util.plot_architecture(network)
     if study:
-        centre = next(iter(final))
+        centre = next(iter(tests))
         figures["hyperparameters_tyler"] = util.plot_hyperparameters(study, centre)
     return figures
 
@@ -560,37 +532,34 @@ def report_study(study):
     """The study in 60 columns. `study` has the points without L2 first."""
     half = len(study) // 2
     if study:
-        console.print("\nStudy of Tyler   without L2: accuracy, difference    with L2")
+        print("\nStudy of Tyler   without L2: accuracy, difference    with L2")
     for row, row_with_l2 in zip(study[:half], study[half:]):
         line = f"{row['hyperparameter'].replace('_', ' '):13} {row['value']:<6g}"
         for cell in (row, row_with_l2):
             line += f" {cell['val_accuracy']:.4f} {cell['difference']:+.4f}"
             if cell["seeds"] > 1:
                 line += f"±{cell['standard_error']:.4f}"
-        console.print(line)
+        print(line)
 
 
 def report_results(tests):
     """The test results: means over the seeds and, below, standard deviations."""
     line = "{:12} {:>8} {:>8} {:>9} {:>8} {:>8}".format
-    console.print("\n" + line("Test results", *SCORES))
-    seeds = {}
-    for trial, (scores, _) in tests.items():
-        seeds.setdefault(trial.setting.label, []).append([*scores.values()])
-    for label, scores in seeds.items():
+    print("\n" + line("Test results", *SCORES))
+    accuracies = {}
+    for setting, tested in tests.items():
+        scores = np.array([[*scores.values()] for scores, _ in tested])
+        accuracies[setting.label] = scores[:, SCORES.index("accuracy")]
         mean, deviation, _ = util.mean_and_spread(scores)
         cells = [f"{value:.4f}".replace("nan", "diverged") for value in mean]
-        console.print(line(label, *cells))
+        print(line(setting.label, *cells))
         if len(scores) > 1:
-            console.print(line("", *[f"±{value:.4f}" for value in deviation]))
-    accuracies = {label: np.array(scores)[:, 1] for label, scores in seeds.items()}
+            print(line("", *[f"±{value:.4f}" for value in deviation]))
     pairs = [("Tyler", "Jackson"), ("Tyler", "Tyler + L2"), ("Jackson", "Jackson + L2")]
-    for one, other in pairs:
-        if len(scores) == 1:  # a single seed
-            break
+    for one, other in pairs if len(scores) > 1 else []:
         gap, _, error = util.mean_and_spread(accuracies[one] - accuracies[other])
-        console.print(f"{one} - {other}: {gap:+.4f}, standard error {error:.4f}")
-    console.print(f"Published, in this order: {PUBLISHED}")
+        print(f"{one} - {other}: {gap:+.4f}, standard error {error:.4f}")
+    print(f"Published, in this order: {PUBLISHED}")
 
 
 def evaluate_files(options):
@@ -603,30 +572,28 @@ def evaluate_files(options):
     final = [folder / f"models/model_{s.name}.h5" for s in final_settings(options)]
     for path in map(Path, options.evaluate or final):
         model = util.load_classifier(path)
-        console.print(f"\n{path}")
+        print(f"\n{path}")
         for layer in util.layer_table(model):
-            console.print("{:20} {:8} {:>8}  {:22} {:9,}".format(*layer))
+            print("{:20} {:8} {:>8}  {:22} {:9,}".format(*layer))
         for name, value in util.read_description(path).items():
-            console.print(f"{name:20} {value}")
+            print(f"{name:20} {value}")
         scores, probabilities = test_model(model, test)
         report = classification_report(
             labels, probabilities.argmax(axis=1), labels=range(10),
             target_names=util.CLASS_NAMES, zero_division=0,
         )  # fmt: skip
-        console.print(report)
-        console.print(*[f"{name} {value:.4f}" for name, value in scores.items()])
+        print(report)
+        print(*[f"{name} {value:.4f}" for name, value in scores.items()])
         if math.isnan(scores["loss"]):
-            console.print("It has no loss: its outputs are no probabilities.")
+            print("It has no loss: its outputs are no probabilities.")
         if options.output_dir:
-            name = path.stem.removeprefix("model_")
-            if path.resolve() not in final:
-                name = "-".join(path.resolve().with_suffix("").parts[1:])[-200:]
+            # Files in different folders may have the same name.
+            name = "-".join(path.resolve().with_suffix("").parts[1:])[-200:]
             picture = folder / f"plots/confusion_matrix_{name}.png"
-            picture.parent.mkdir(parents=True, exist_ok=True)
             title = f"{path.name}: test accuracy {scores['accuracy']:.2%}"
             figure = util.plot_confusion_matrix(title, labels, probabilities)
             util.save_figure(figure, picture)
-            console.print(picture)
+            print(picture)
 
 
 # -------------------------------------------------------------------- the command line
@@ -670,9 +637,8 @@ def parse_options(arguments):
 
 
 def main(arguments=None):
-    if sys.stdout is None:
-        fail("stdout is closed")
-    sys.stdout.reconfigure(errors="replace")  # for terminals without ± and boxes
+    # For terminals without ± and boxes; and a pipe gets each line at once.
+    sys.stdout.reconfigure(errors="replace", line_buffering=True)
     options = parse_options(arguments)
     try:
         if options.evaluate is None:

@@ -61,79 +61,65 @@ def load_data(data_dir=None, quick=False):
     Images are uint8 arrays of shape (n, 28, 28) with pixels from 0 to 255; the networks
     take them divided by 255. Labels are one-hot float32 arrays of shape (n, 10). The
     last fifth of the training images validates: n is 48,000, 12,000 and 10,000. With
-    `quick`, n is 4,800, 1,200 and 2,000. Without `data_dir`, `find_data`
-    finds the files. Raises InputError if one is missing or not what it should be.
+    `quick`, n is 4,800, 1,200 and 2,000. Without `data_dir`, `find_data` finds the
+    files. Raises InputError if one is missing or not what it should be.
     """
     folder = find_data() if data_dir is None else Path(data_dir)
-    x, y = read_labeled_images(folder, *DATA_FILES[:2])
+    x, y, x_test, y_test = [read_idx(folder / name) for name in DATA_FILES]
+    if not 5 <= len(x) == len(y) or not 1 <= len(x_test) == len(y_test):
+        raise InputError(f"{folder}: not a label for each image; replace the files")
     split = len(x) * 4 // 5
-    test = read_labeled_images(folder, *DATA_FILES[2:])
-    parts = [(x[:split], y[:split]), (x[split:], y[split:]), test]
+    parts = [(x[:split], y[:split]), (x[split:], y[split:]), (x_test, y_test)]
     sizes = (4800, 1200, 2000) if quick else (None, None, None)
-    return tuple((images[:n], labels[:n]) for (images, labels), n in zip(parts, sizes))
+    one_hot = np.eye(len(CLASS_NAMES), dtype="float32")
+    return tuple((x[:n], one_hot[y[:n]]) for (x, y), n in zip(parts, sizes))
+
+
+def read_idx(path):
+    """A gzipped IDX file of images or labels as a uint8 array. Raises InputError."""
+    item_shape = (28, 28) if "images" in path.name else ()
+    try:
+        content = gzip.decompress(path.read_bytes())
+        dimensions = content[3]  # their lengths follow, big-endian, and then the values
+        shape = np.frombuffer(content, ">u4", dimensions, offset=4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+        values = values.reshape(shape)
+        if content[:3] != b"\0\0\x08" or values.shape[1:] != item_shape:
+            raise ValueError(
+                f"its type is {content[:4].hex()}, its shape {values.shape}"
+            )
+        if not item_shape and values.max(initial=0) > 9:
+            raise ValueError(f"it has the label {values.max()}")
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+        problem = f"no IDX file of images or labels ({error})"
+        raise InputError(f"{path}: {problem}; replace it") from None
+    return values
 
 
 def find_data():
-    """Keras's cache or Debian's folder, if it has the four files; else, fetch them."""
+    """The folder of the four files: Keras's cache, Debian's or, once they are fetched,
+    the cache. Raises InputError if they cannot be fetched."""
     keras_home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
     cache = Path(keras_home, "datasets", "fashion-mnist")
     for folder in (cache, DEBIAN_DIR):
         if all((folder / name).is_file() for name in DATA_FILES):
             return folder
-    fetch_data(cache)
-    return cache
-
-
-def read_labeled_images(folder, images_name, labels_name):
-    """Images (n, 28, 28) and their one-hot labels (n, 10). Raises InputError."""
-    images = read_idx(folder / images_name)
-    labels = read_idx(folder / labels_name)
-    highest = labels.max(initial=0)
-    if not 5 <= len(images) == len(labels) or highest > 9:  # a fifth validates
-        found = f"{len(labels)} labels up to {highest} for {len(images)} images"
-        raise bad_file(folder / labels_name, found)
-    return images, np.eye(len(CLASS_NAMES), dtype="float32")[labels]
-
-
-def read_idx(path):
-    """A gzipped IDX file of images or labels as a uint8 array. Raises InputError."""
-    # The header is big-endian: 0x0800 + the number of dimensions, then their lengths.
-    item_shape = [28, 28] if "images" in path.name else []
-    try:
-        with gzip.open(path) as file:
-            header = np.frombuffer(file.read(8 + 4 * len(item_shape)), ">u4").tolist()
-            values = np.frombuffer(file.read(10**9), np.uint8)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise bad_file(path, f"cannot be read ({error})") from None
-    count = len(values) / math.prod(item_shape)
-    if header != [0x0801 + len(item_shape), count, *item_shape]:
-        found = f"{len(values)} values under the header {header}"
-        raise bad_file(path, f"not an IDX file of images or labels, but {found}")
-    return values.reshape(header[1:])
-
-
-def bad_file(path, problem):
-    return InputError(f"{path}: {problem}; replace it (or remove it from a cache)")
-
-
-def fetch_data(cache):
-    """Put all missing files into the folder `cache`, or raise InputError."""
+    missing = [name for name in DATA_FILES if not (cache / name).is_file()]
     failures = ""
     for source, fetch in ((DATA_URL, download), (DEBIAN_PACKAGE, unpack_debian)):
-        print(f"Fetching Fashion-MNIST (30 MB) from {source}", flush=True)
+        print(f"Fetching Fashion-MNIST (30 MB) from {source}")
         try:
             cache.mkdir(parents=True, exist_ok=True)
             for part in cache.glob(".part-*"):
                 if time.time() - part.stat().st_mtime > 24 * 3600:
                     shutil.rmtree(part)  # it is of a run that was killed
-            missing = [name for name in DATA_FILES if not (cache / name).is_file()]
             with tempfile.TemporaryDirectory(dir=cache, prefix=".part-") as part:
                 folder = fetch(Path(part), missing)
                 for name in missing:
-                    read_idx(folder / name)
+                    read_idx(folder / name)  # raises an error if it is not whole
                 for name in missing:
                     os.replace(folder / name, cache / name)
-            return
+            return cache
         except Exception as error:  # noqa: BLE001 - Keras's download raises a bare Exception
             reason = getattr(error, "stderr", None) or str(error) or repr(error)
             failures += f"; {source}: {' '.join(reason.split())}"
@@ -269,6 +255,7 @@ def stored_trials(folder):
 
 def write_whole(path, content):
     """Write bytes to a file. Whatever happens, it is the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(content)
     os.replace(part, path)
@@ -398,10 +385,14 @@ def in_keras2_words(node):
     return words
 
 
-def read_history(path):
-    """{metric: array with a value per epoch} out of an .h5 file."""
-    with h5py.File(path) as file:
-        return {metric: file["history"][metric][:] for metric in METRICS}
+def read_histories(paths):
+    """{metric: array of shape (files, epochs)} out of the .h5 files of one setting."""
+    histories = {metric: [] for metric in METRICS}
+    for path in paths:
+        with h5py.File(path) as file:
+            for metric, values in histories.items():
+                values.append(file["history"][metric][:])
+    return {metric: np.array(values) for metric, values in histories.items()}
 
 
 KNOWN_CLASSES = {  # what a fully connected classifier may be made of
@@ -418,39 +409,30 @@ def load_classifier(path):
     files that name a few known ones. Raises InputError for all others.
     """
     _, keras = import_tensorflow()
-    if not os.path.isfile(path):
-        raise InputError(f"{path}: there is no such file")
-    if not str(path).endswith((".h5", ".hdf5")):
-        raise InputError(f"{path}: only .h5 files are read; save the model as one")
     try:
-        with h5py.File(path) as file:
-            check_configuration(json.loads(file.attrs["model_config"]))
+        with open(path, "rb") as content, h5py.File(content) as file:
+            json.loads(file.attrs["model_config"], object_hook=check_names)
         model = keras.models.load_model(path, compile=False)
-        last, takes = model.layers[-1], model.input_shape[1:]
-        if takes not in ((28, 28), (28, 28, 1), (784,)):
-            raise InputError(f"it takes {takes}, not 28 x 28 images")
-        gives = np.shape(model(np.zeros((1, *takes), "float32")))[1:]
-        if gives != (10,) or not isinstance(last, keras.layers.Dense):
-            raise InputError(f"it ends with {last.name} {gives}, not a Dense (10,)")
+        takes = model.input_shape[1:]
+        gives = model.output_shape[1:]
+        if takes not in ((28, 28), (28, 28, 1), (784,)) or gives != (10,):
+            raise InputError(f"it makes {gives} of {takes}, not (10,) of 28 x 28")
     except Exception as error:  # noqa: BLE001 - Keras and h5py raise nearly every kind
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: no model that we can use: {reason:.200}") from None
-    if last.activation is keras.activations.linear:  # it was trained on logits
-        last.activation = keras.activations.softmax
+        raise InputError(
+            f"{path}: no .h5 model that we can use: {reason:.200}"
+        ) from None
     return model
 
 
-def check_configuration(node):
-    """Refuse, with InputError, any class or module that is not known, at any depth."""
-    if isinstance(node, dict):
-        name, module = node.get("class_name"), node.get("module") or "keras"
-        if name is not None and name not in KNOWN_CLASSES:
-            raise InputError(f"it names the class {name!r}")
-        if str(module).split(".")[0] not in ("keras", "builtins"):
-            raise InputError(f"it names the module {module!r}")
-        node = list(node.values())
-    for child in node if isinstance(node, list) else ():
-        check_configuration(child)
+def check_names(part):
+    """Refuse, with InputError, a part of a configuration that names what is not known."""
+    class_name = part.get("class_name")
+    module = str(part.get("module") or "keras")
+    if class_name is not None and class_name not in KNOWN_CLASSES:
+        raise InputError(f"it names the class {class_name!r}")
+    if module.split(".")[0] not in ("keras", "builtins"):
+        raise InputError(f"it names the module {module!r}")
 
 
 def read_description(path):
@@ -484,13 +466,13 @@ LOOKS = {  # use_regularizer: told apart by the colour blind and in greyscale
 }
 
 
-def new_figure(rows, columns, size, title):
+def new_figure(rows, columns, size, title, sharey="none"):
     """A matplotlib figure that needs no screen, and its axes; `size` in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=150, layout="constrained")
     figure.suptitle(title.encode(errors="replace").decode(), parse_math=False)
-    return figure, figure.subplots(rows, columns, squeeze=False).ravel()
+    return figure, figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
 
 
 def save_figure(figure, path, note=""):
@@ -505,9 +487,7 @@ def plot_architecture(model):
     """A network as a diagram: a bar for each layer, as wide as its output."""
     shape = " x ".join(map(str, model.input_shape[1:]))
     rows = [("", "Input", shape, "", 0), *layer_table(model)]
-    title = (
-        f"{model.name.title()}: {model.count_params():,} weights (bars: logarithmic)"
-    )
+    title = f"{model.name.title()}: {model.count_params():,} weights (logarithmic bars)"
     figure, [ax] = new_figure(1, 1, (7, 0.42 * len(rows) + 0.8), title)
     # Bars are at most 10 wide, as 2**10 > 784. Texts start 5.3 from the middle.
     for row, (_, kind, shape, words, weights) in enumerate(rows):
@@ -526,9 +506,8 @@ def plot_architecture(model):
 def plot_hyperparameters(study, final):
     """Validation accuracy over each hyperparameter of Tyler, without and with L2, from
     the rows of study.csv. `final` is Tyler's final setting."""
-    seeds = study[0]["seeds"]
-    spread = f"mean and standard deviation of {seeds} seeds"
-    if seeds == 1:
+    spread = f"mean and standard deviation of {study[0]['seeds']} seeds"
+    if study[0]["seeds"] == 1:
         spread = "one seed: differences of half a point are chance"
     title = f"Tyler, one hyperparameter moved at a time ({spread})"
     names = list(dict.fromkeys(row["hyperparameter"] for row in study))
@@ -536,6 +515,7 @@ def plot_hyperparameters(study, final):
     figure, axes = new_figure(lines, 2, (10, 3.3 * lines + 0.4), title)
     for ax in axes[len(names) :]:
         ax.remove()
+    shared_axis = axes[names.index("epochs")]
     for ax, name in zip(axes, names):
         for use_regularizer, look in LOOKS.items():
             curve = [row for row in study if row["hyperparameter"] == name]
@@ -551,50 +531,42 @@ def plot_hyperparameters(study, final):
         ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         ax.set(xlabel=name.replace("_", " "), ylabel="validation accuracy")
         ax.grid(alpha=0.3)
-        if name == "learning_rate":
+        if name == "learning_rate":  # 0.01 would flatten the curves of the others
             ax.set(xlabel="learning rate (with a y-axis of its own)")
-    like = [ax for ax, name in zip(axes, names) if name != "learning_rate"]
-    limits = np.transpose([ax.get_ylim() for ax in like])
-    for ax in like:  # a learning rate of 0.01 would flatten all curves
-        ax.set_ylim(limits.min(), limits.max())
+        elif name != "epochs":
+            ax.sharey(shared_axis)
     axes[0].legend()
     return figure
 
 
 def plot_training(histories):
-    """{name: figure}: accuracy and loss over the epochs, on the same y-axes.
+    """Accuracy and loss over the epochs, a row for each network.
 
     `histories` is {setting: {metric: array of shape (seeds, epochs)}}.
     """
     seeds = len(next(iter(histories.values()))["loss"])
     spread = f" (mean of {seeds} seeds, bands: standard deviation)" if seeds > 1 else ""
-    figures = {}
-    panels = {}
-    for name in dict.fromkeys(setting.architecture for setting in histories):
-        title = f"{name.title()} in training{spread}"
-        figures[f"accuracy_{name}"], panels[name] = new_figure(1, 2, (10, 4.5), title)
-    for ax, other in zip(*panels.values()):
-        ax.sharey(other)
+    title = f"The networks in training{spread}"
+    figure, axes = new_figure(2, 2, (10, 9), title, sharey="col")
+    panels = {"tyler": axes[:2], "jackson": axes[2:]}
+    labels = {"accuracy": "accuracy", "loss": "loss (cross-entropy + L2 penalty)"}
+    curves = (("training", "", 1), ("validation", "val_", 2.5))  # prefix, line width
     for setting, history in histories.items():
         look = LOOKS[setting.use_regularizer]
-        for ax, metric in zip(panels[setting.architecture], ("accuracy", "loss")):
-            for part, prefix, width in (
-                ("training", "", 1),
-                ("validation", "val_", 2.5),
-            ):
+        for ax, metric in zip(panels[setting.architecture], labels):
+            for part, prefix, width in curves:
                 mean, deviation, _ = mean_and_spread(history[prefix + metric])
                 epochs = np.arange(1, len(mean) + 1)
                 label = f"{part}, {look['label']}"
                 ax.plot(epochs, mean, **{**look, "label": label, "linewidth": width})
                 low, high = mean - deviation, mean + deviation
                 ax.fill_between(epochs, low, high, color=look["color"], alpha=0.2)
-            ax.set(xlabel="epoch", ylabel=metric)
+            ax.set(xlabel="epoch", ylabel=labels[metric])
+            ax.set_title(setting.architecture.title())
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.grid(alpha=0.3)
-    for accuracy_ax, loss_ax in panels.values():
-        accuracy_ax.legend()
-        loss_ax.set(ylabel="loss (cross-entropy + L2 penalty)")
-    return figures
+    axes[0].legend()
+    return figure
 
 
 def plot_confusion_matrix(title, labels, probabilities):
@@ -626,12 +598,12 @@ def plot_predictions(title, images, labels, probabilities):
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
     title = f"{title}: test images it gets right; below, its most confident mistakes"
     figure, axes = new_figure(2, 6, (11, 5), title)
-    for panels, numbers, color in ((axes[:6], right, "black"), (axes[6:], wrong, RED)):
-        for ax, i in zip(panels, numbers):
-            ax.imshow(images[i], cmap="gray")  # as the network sees it: light on black
-            names = f"true: {CLASS_NAMES[labels[i]]}\npredicted: {CLASS_NAMES[predicted[i]]}"
-            text = f"{names}\nconfidence: {confidence[i]:.1%}"
-            ax.set_title(text, fontsize=9, color=color)
+    for ax, i in zip(axes, [*right[:6], *wrong[:6]]):
+        ax.imshow(images[i], cmap="gray")  # as the network sees it: light on black
+        true = CLASS_NAMES[labels[i]]
+        guess = CLASS_NAMES[predicted[i]]
+        text = f"true: {true}\npredicted: {guess}\nconfidence: {confidence[i]:.1%}"
+        ax.set_title(text, fontsize=9, color="black" if i in right else RED)
     for ax in axes:
         ax.axis("off")
     return figure
