@@ -176,9 +176,9 @@ def test_damaged_trial_does_not_count_and_is_deleted(util, tmp_path):
         assert os.listdir(tmp_path) == ["mine.h5"]
 
 
-def test_key_changes_with_all_that_makes_a_trial(util, main, monkeypatch):
-    trial = main.Trial(main.Setting("tyler", False, 0.3, 0.001, 128, 50), 0)
-    others = main.Setting("jackson", True, 0.4, 0.003, 64, 40)
+def test_key_changes_with_all_that_makes_a_trial(util, main, make_trial, monkeypatch):
+    trial = make_trial()
+    others = main.Setting("jackson", True, 0.4, 0.003, 32, 40)
     trials = [trial, trial._replace(seed=1)]
     for name, value in others._asdict().items():
         trials.append(trial._replace(setting=trial.setting._replace(**{name: value})))
@@ -226,7 +226,9 @@ def test_only_an_edit_of_what_trains_changes_its_code(util, tmp_path, monkeypatc
         path.write_text(text)
 
 
-def test_all_functions_that_run_in_training_are_in_its_code(util, main, idx_dir):
+def test_all_functions_that_run_in_training_are_in_its_code(
+    util, main, make_trial, idx_dir
+):
     ran = set()
 
     def note(frame, event, _):
@@ -234,9 +236,8 @@ def test_all_functions_that_run_in_training_are_in_its_code(util, main, idx_dir)
             ran.add(frame.f_code.co_name)
 
     train, validation, _ = util.load_data(idx_dir(20, 10))
-    trial = main.Trial(main.Setting("tyler", True, 0.3, 0.001, 5, 1), 0)
     sys.setprofile(note)
-    main.train_trial(trial, train, validation)
+    main.train_trial(make_trial(use_regularizer=True), train, validation)
     sys.setprofile(None)
     assert {"train_trial", "build_tyler", "in_keras2_words"} < ran
     code = util.code_behind("train_trial") + util.code_behind("build_tyler")
