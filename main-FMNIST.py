@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import gc
 import importlib
-import importlib.metadata
 import logging
 import math
 import multiprocessing
@@ -26,10 +25,10 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
-from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+from rich import progress
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(HERE))  # Python does this, too, unless PYTHONSAFEPATH is set
 util = importlib.import_module("util-FMNIST")  # `import` cannot spell the hyphen
 
 # The published values. Epochs are not here: the accuracies after 10, 20, 30, 40 and 50
@@ -40,7 +39,8 @@ STUDY = {
     "batch_size": (32, 64, 128, 256, 512),
 }
 SCORES = ("loss", "accuracy", "precision", "recall", "f1")
-PUBLISHED = "0.8882, 0.8786, 0.8915 and 0.8716"  # the accuracies of the four models
+COMPARED = (("Tyler", "Jackson"), ("Tyler", "Tyler + L2"), ("Jackson", "Jackson + L2"))
+PUBLISHED = "0.8882, 0.8786, 0.8915, 0.8716"  # the four models' test accuracies
 
 
 # ------------------------------------------------------------------------ the trials
@@ -64,7 +64,7 @@ class Setting(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One training. Its result depends on these two alone."""
+    """One training: what is trained, and the seed of all its random numbers."""
 
     setting: Setting
     seed: int
@@ -95,14 +95,15 @@ def final_settings(options):
 def study_points(final):
     """The study's points. Each moves one value of Tyler's final setting, the centre."""
     points = []
-    for centre in final:
-        if centre.architecture != "tyler":
-            continue
+    tylers = [setting for setting in final if setting.architecture == "tyler"]
+    for centre in tylers:
         for name, published in STUDY.items():
+            # The centre's own value, too, if it is not a published one.
             for value in sorted({*published, getattr(centre, name)}):
                 setting = centre._replace(**{name: value})
                 points.append(Point(name, value, setting, setting.epochs, centre))
-        for epoch in sorted({math.ceil(centre.epochs * i / 5) for i in range(1, 6)}):
+        fifths = {math.ceil(centre.epochs * i / 5) for i in range(1, 6)}
+        for epoch in sorted(fifths):
             points.append(Point("epochs", epoch, centre, epoch, centre))
     return points
 
@@ -113,7 +114,7 @@ def train_trial(trial, train, validation, epoch_ended=lambda: None):
 
     `train` and `validation` are (images, labels) as `util.load_data` gives them. When a
     weight or a value of the history is not finite, training stops, and the history is
-    NaN from this epoch on.
+    NaN from this epoch on. `epoch_ended` is called after each epoch.
     """
     gc.collect()  # frees the last trial's graphs, 70 MiB that refer to each other
     tf, _ = util.import_tensorflow()
@@ -170,7 +171,7 @@ def epoch_function(model, learning_rate):
     """A function that takes the model through a whole epoch, as one TensorFlow graph.
 
     run_epoch(images, labels, order, batch_size, training) returns the images' mean loss
-    and accuracy, as `model.fit` counts them. `order` has their numbers, int32 (n,).
+    and accuracy, as `model.fit` counts them. `order` has the images' numbers, int32 (n,).
     Why not `fit`: it does the same arithmetic, but returns to Python for every batch.
     """
     tf, keras = util.import_tensorflow()
@@ -181,7 +182,7 @@ def epoch_function(model, learning_rate):
     @tf.function
     def run_epoch(images, labels, order, batch_size, training):
         loss_sum = hits = 0.0
-        # TensorFlow makes this a loop of the graph. Python runs it once, to build that.
+        # A loop of TensorFlow's. Python runs it only while the graph is built.
         for start in tf.range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             x = tf.cast(tf.gather(images, batch), tf.float32) / 255
@@ -233,29 +234,33 @@ def adam_function(weights, learning_rate):
 
 # --------------------------------------------------------------- many trials at a time
 def train_missing(trials, data, store, options):
-    """Train the trials that the store lacks. Return {trial: its .h5 file} of all.
+    """Train the trials that the store lacks. Return {trial: its .h5 file} of all trials.
 
     If a worker process dies, new ones train what is still missing.
     """
-    longest_first = sorted(trials, key=cost, reverse=True)  # so that none starts last
+    longest_first = sorted(trials, key=cost, reverse=True)  # short ones fill the end
     keys = util.trial_keys(longest_first, data)
     stored = {} if options.fresh else util.stored_trials(store)
     files = {trial: stored[key] for trial, key in keys.items() if key in stored}
+    missing = {trial: key for trial, key in keys.items() if key not in stored}
     print(f"{len(keys)} trials, {len(files)} of them trained before")
-    if len(files) == len(keys):
+    if not missing:
         return files
-    print(f"{len(keys) - len(files)} to train; the first take a while")
-    print("network       dropout  l. rate  batch  seed  val.acc.  done")
-    train = train_on_cluster if options.cluster else train_here
-    columns = (SpinnerColumn(), *Progress.get_default_columns(), TimeElapsedColumn())
-    with Progress(*columns, disable=not sys.stdout.isatty()) as bar:
-        bar.add_task("Training", total=sum(map(cost, keys)))
-        for _ in range(5):
-            missing = {trial: key for trial, key in keys.items() if trial not in files}
-            bar.update(0, completed=sum(map(cost, files)))  # 0 is the bar's only task
+    print(f"{len(missing)} to train. First, TensorFlow starts.")
+    print("network       dropout  learning  batch  seed  val.acc.  done")
+    train_all = train_on_cluster if options.cluster else train_here
+    columns = (
+        progress.SpinnerColumn(), "Training", progress.BarColumn(16),
+        progress.TaskProgressColumn(), progress.TimeElapsedColumn(), "gone",
+        progress.TimeRemainingColumn(), "left",
+    )  # fmt: skip
+    for _ in range(5):
+        with progress.Progress(*columns, disable=not sys.stdout.isatty()) as bar:
+            bar.add_task("Training", total=sum(map(cost, missing)))
             try:
-                for trial, path in train(missing, store, data, options, bar):
+                for trial, path in train_all(dict(missing), store, data, options, bar):
                     files[trial] = path
+                    del missing[trial]
                     print(f"{trial_line(trial, path)}  {len(files):4}")
                 return files
             except futures.BrokenExecutor:
@@ -264,7 +269,7 @@ def train_missing(trials, data, store, options):
 
 
 def cost(trial):
-    """About how long a trial takes, in some unit. Smaller batches mean more steps."""
+    """About how long a trial takes, as measured. Smaller batches mean more steps."""
     per_image = {"tyler": 1, "jackson": 4}[trial.setting.architecture]
     return trial.setting.epochs * (per_image + 16 / trial.setting.batch_size)
 
@@ -277,26 +282,25 @@ def trial_line(trial, path):
     return f"{setting.label:12}  {rates}  {setting.batch_size:5}  {trial.seed:4}  {result:8}"
 
 
-def train_here(trials, store, data, options, bar):
-    """Train in processes of this machine, which load the data themselves. `trials` is
+def train_here(keys, store, data, options, bar):
+    """Train in processes of this machine, which load the data themselves. `keys` is
     {trial: its key}. Yield each trial and its file in the store."""
     spawn = multiprocessing.get_context("spawn")
-    progress = spawn.RawValue("d")  # what is trained, in the unit of `cost`
-    before = bar.tasks[0].completed
-    shared = (progress, store / "temporary")
+    work_done = spawn.RawValue("d")  # the cost of the epochs that are trained
+    shared = (work_done, store / "temporary")
     pool = futures.ProcessPoolExecutor(options.jobs, spawn, start_worker, shared)
     # A terminal sends Ctrl-C to all processes. Workers are started while it is ignored,
     # and inherit that. Then this process heeds it again, and ends them.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         running = {}
-        for trial, key in trials.items():
+        for trial, key in keys.items():
             running[pool.submit(train_in_worker, trial, key, store, options)] = trial
         signal.signal(signal.SIGINT, handler)
         while running:
             for future in futures.wait(running, 0.5, futures.FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
-            bar.update(0, completed=before + progress.value)
+            bar.update(0, completed=work_done.value)  # its only task
     finally:
         for process in multiprocessing.active_children():
             process.kill()
@@ -304,15 +308,16 @@ def train_here(trials, store, data, options, bar):
 
 
 def start_worker(shared_number, folder):
-    """Prepare a new worker process. Its temporary files go into the folder."""
-    global progress
-    progress = shared_number
+    """Prepare a new worker. TensorFlow writes Python files into the temporary folder,
+    and a worker that is killed leaves them: so it gets a folder of ours."""
+    global work_done  # a process gets a shared number only as it starts
+    work_done = shared_number
     tempfile.tempdir = str(folder)
     # Keras imports these two if it can, which costs a worker 80 MiB and a second. An
     # import of what is None here fails.
     sys.modules["sklearn"] = None
     sys.modules["matplotlib"] = None
-    with open(os.devnull, "w") as nowhere:  # our errors reach the parent otherwise
+    with open(os.devnull, "w") as nowhere:  # errors reach the parent as exceptions
         os.dup2(nowhere.fileno(), 2)
 
     def end_with_parent():
@@ -327,16 +332,27 @@ def train_in_worker(trial, key, store, options):
     message, and the pool hangs for ever if a worker dies while it sends one."""
 
     def epoch_ended():  # two at once may lose a step of the bar, and nothing else
-        progress.value += cost(trial) / trial.setting.epochs
+        work_done.value += cost(trial) / trial.setting.epochs
 
     train, validation, _ = util.load_data(options.data_dir, options.quick)
-    content = train_trial(trial, train, validation, epoch_ended)
+    content = train_elsewhere(trial, key, train, validation, epoch_ended)
     return util.keep_trial(store, key, content)
 
 
-def train_on_cluster(trials, store, data, options, bar):
-    """The same on a Dask cluster. Each worker gets our scripts and a copy of the data."""
-    named = f"--cluster {options.cluster}"
+def train_elsewhere(trial, key, train, validation, epoch_ended=lambda: None):
+    """Train a trial in a process that has read our scripts, and maybe the data, anew.
+    Raises InputError if these were edited, or the libraries there are other ones."""
+    util.import_tensorflow()
+    importlib.import_module("model-FMNIST")
+    if util.trial_keys([trial], (train, validation)) != {trial: key}:
+        problem = "a worker has other scripts, data or libraries than this run"
+        raise util.InputError(f"{problem}: start both again")
+    return train_trial(trial, train, validation, epoch_ended)
+
+
+def train_on_cluster(keys, store, data, options, bar):
+    """As `train_here`, on a Dask cluster. It gets our scripts and a copy of the data."""
+    flag = f"--cluster {options.cluster}"
     logging.disable()  # Dask's log lines; its errors reach us as exceptions
     try:
         import distributed
@@ -348,46 +364,42 @@ def train_on_cluster(trials, store, data, options, bar):
         client.wait_for_workers(1, timeout=util.TIMEOUT)
         send_scripts(client)
     except ImportError:
-        raise util.InputError(f"{named}: pip install dask[distributed] first") from None
+        raise util.InputError(f"{flag}: pip install dask[distributed] first") from None
     except (OSError, ValueError, distributed.TimeoutError) as error:
         reason = str(error) or "no Dask scheduler answers there"
-        raise util.InputError(f"{named}: {reason}") from None
+        raise util.InputError(f"{flag}: {reason}") from None
     # Here, our module is called "__main__". Workers know it by its file's name.
-    train = importlib.import_module("main-FMNIST").train_trial
+    train = importlib.import_module("main-FMNIST").train_elsewhere
     try:
         with client:
-            data = client.scatter(data, broadcast=True)
+            copies = client.scatter(data, broadcast=True)
             pool = client.get_executor(retries=2)
-            running = {pool.submit(train, trial, *data): trial for trial in trials}
+            running = {}
+            for trial, key in keys.items():
+                running[pool.submit(train, trial, key, *copies)] = trial
             for future in futures.as_completed(running):
                 trial = running.pop(future)
-                yield trial, util.keep_trial(store, trials[trial], future.result())
+                yield trial, util.keep_trial(store, keys[trial], future.result())
                 bar.advance(0, cost(trial))
     except (futures.CancelledError, distributed.KilledWorker) as error:
         reason = str(error) or type(error).__name__
-        raise util.InputError(f"{named} is lost: {reason}") from None
+        raise util.InputError(f"{flag} is lost: {reason}") from None
 
 
 def send_scripts(client):
-    """Send our scripts to the workers. Raises ValueError if they have other ones: a
-    worker imports a script once, and the trials of another run may be using it."""
+    """Send our scripts to the workers. Raises ValueError if they have other ones, which
+    another run may be using."""
     scripts = {name: (HERE / name).read_bytes() for name in util.SCRIPTS}
-    versions = util.library_versions()
 
-    def what_differs(dask_worker):  # Dask sends a local function as code
-        names = [x for x in versions if importlib.metadata.version(x) != versions[x]]
-        for name, script in scripts.items():
-            path = Path(dask_worker.local_directory, name)
-            if path.exists() and path.read_bytes() != script:
-                names.append(name)
-        return ", ".join(names)
+    def edited_scripts(dask_worker):  # Dask sends a local function as code
+        paths = [Path(dask_worker.local_directory, name) for name in scripts]
+        found = [path for path in paths if path.exists()]
+        return [path.name for path in found if path.read_bytes() != scripts[path.name]]
 
-    for worker, names in client.run(what_differs).items():
+    for worker, names in client.run(edited_scripts).items():
         if names:
-            raise ValueError(
-                f"worker {worker} has another {names}: restart it with ours"
-            )
-    for name in util.SCRIPTS:
+            raise ValueError(f"{worker} has another {', '.join(names)}: restart it")
+    for name in scripts:
         client.upload_file(str(HERE / name), load=False)
 
 
@@ -407,23 +419,27 @@ def run_experiment(options):
         histories = {s: util.read_histories(paths) for s, paths in files.items()}
         study = study_rows(points, histories)
         print("Testing the models")
-        tests = {}
+        results = {}
         for setting in final:
             models = map(util.load_classifier, files[setting])
-            tests[setting] = [test_model(model, test) for model in models]
+            results[setting] = [test_model(model, test) for model in models]
         print("Writing the models, tables and plots")
         for setting in final:
             content = files[setting][0].read_bytes()  # of the first seed
             util.write_whole(folder / f"models/model_{setting.name}.h5", content)
-        write_tables(folder, histories, tests, study, seeds)
-        figures = draw(histories, tests, study, test, options)
-        note = "A quick run: small differences are chance." if options.quick else ""
+        write_tables(folder / "models", histories, results, study, seeds)
+        if not study:
+            set_older_study_aside(folder)
+        figures = draw(histories, results, study, test, options)
+        note = ""
+        if options.quick:
+            note = "A quick run: differences of 3 points may be chance."
         for name, figure in figures.items():
             util.save_figure(figure, folder / f"plots/{name}.png", note)
     report_study(study)
-    report_results(tests)
+    report_results(results)
     if options.quick:
-        print("A quick run does not compare with these.")
+        print("A quick run cannot be compared with these.")
     print(f"The files are in models/ and plots/ of {folder}")
 
 
@@ -476,42 +492,44 @@ def test_model(model, test):
     return dict(zip(SCORES, map(float, scores))), probabilities
 
 
-def write_tables(folder, histories, tests, study, seeds):
-    """history.csv, results.csv and study.csv. Without a study, an earlier run's gets
-    another name: this run's models may have another setting."""
-    epochs = []
-    results = []
+def write_tables(folder, histories, results, study, seeds):
+    """history.csv, results.csv and, if there is a study, study.csv."""
+    history_rows = []
+    result_rows = []
     for setting, history in histories.items():
         for number, seed in enumerate(seeds):
             trial = {**setting._asdict(), "seed": seed}
             for epoch in range(setting.epochs):
-                values = {
-                    metric: runs[number, epoch] for metric, runs in history.items()
-                }
-                epochs.append({**trial, "epoch": epoch + 1, **values})
-            if setting in tests:
-                scores, _ = tests[setting][number]
-                results.append({"model": f"model_{setting.name}", **trial, **scores})
-    util.write_csv(folder / "models/history.csv", epochs)
-    util.write_csv(folder / "models/results.csv", results)
+                values = {name: runs[number, epoch] for name, runs in history.items()}
+                history_rows.append({**trial, "epoch": epoch + 1, **values})
+            if setting in results:
+                scores, _ = results[setting][number]
+                row = {"model": f"model_{setting.name}", **trial, **scores}
+                result_rows.append(row)
+    util.write_csv(folder / "history.csv", history_rows)
+    util.write_csv(folder / "results.csv", result_rows)
     if study:
-        util.write_csv(folder / "models/study.csv", study)
-        return
+        util.write_csv(folder / "study.csv", study)
+
+
+def set_older_study_aside(folder):
+    """Rename an earlier run's study: this run's models may have another setting."""
     for name in ("models/study.csv", "plots/hyperparameters_tyler.png"):
         path = folder / name
         if path.exists():
             path.replace(path.with_name(f"older_{path.name}"))
+            print(f"An earlier run's {name} is renamed older_{path.name}")
 
 
-def draw(histories, tests, study, test, options):
+def draw(histories, results, study, test, options):
     """{name: figure} of all plots. Those of a single model show the first seed's."""
     images, y_test = test
     labels = y_test.argmax(axis=1)
     seed = f", seed {options.seed}" if options.repeats > 1 else ""
-    final = {setting: histories[setting] for setting in tests}
-    figures = {"accuracy_and_loss": util.plot_training(final)}
-    for setting, tested in tests.items():
-        scores, probabilities = tested[0]
+    final_histories = {setting: histories[setting] for setting in results}
+    figures = {"accuracy_and_loss": util.plot_training(final_histories)}
+    for setting, (first, *_) in results.items():
+        scores, probabilities = first
         model = f"{setting.label}{seed}"
         title = f"{model}: test accuracy {scores['accuracy']:.2%}"
         figure = util.plot_confusion_matrix(title, labels, probabilities)
@@ -520,46 +538,52 @@ def draw(histories, tests, study, test, options):
             figure = util.plot_predictions(model, images, labels, probabilities)
             figures["predictions"] = figure
         if not setting.use_regularizer:
-            network = build_model(Trial(setting, options.seed))
-            figures[f"architecture_{network.name}"] = util.plot_architecture(network)
+            path = options.folder / f"models/model_{setting.name}.h5"
+            figure = util.plot_architecture(util.load_classifier(path))
+            figures[f"architecture_{setting.architecture}"] = figure
     if study:
-        centre = next(iter(tests))
+        centre = next(iter(results))
         figures["hyperparameters_tyler"] = util.plot_hyperparameters(study, centre)
     return figures
 
 
 def report_study(study):
-    """The study in 60 columns. `study` has the points without L2 first."""
-    half = len(study) // 2
+    """The study in 60 columns: a line for each value, without L2 and with it."""
     if study:
-        print("\nStudy of Tyler   without L2: accuracy, difference    with L2")
-    for row, row_with_l2 in zip(study[:half], study[half:]):
-        line = f"{row['hyperparameter'].replace('_', ' '):13} {row['value']:<6g}"
-        for cell in (row, row_with_l2):
-            line += f" {cell['val_accuracy']:.4f} {cell['difference']:+.4f}"
-            if cell["seeds"] > 1:
-                line += f"±{cell['standard_error']:.4f}"
+        print("\nStudy of Tyler: validation accuracy, and its difference from")
+        print("that of the final setting; left without L2, right with L2")
+    without = [row for row in study if not row["use_regularizer"]]
+    with_l2 = [row for row in study if row["use_regularizer"]]
+    for pair in zip(without, with_l2):
+        name, *_ = pair[0]["hyperparameter"].split("_")
+        line = f"{name:8} {pair[0]['value']:<6g}"
+        for row in pair:
+            line += f" {row['val_accuracy']:.4f} {row['difference']:+.4f}"
+            if row["seeds"] > 1:
+                line += f"±{row['standard_error']:.4f}"
         print(line)
 
 
-def report_results(tests):
+def report_results(results):
     """The test results: means over the seeds and, below, standard deviations."""
-    line = "{:12} {:>8} {:>8} {:>9} {:>8} {:>8}".format
-    print("\n" + line("Test results", *SCORES))
+    line = "{:12} {:>8} {:>8} {:>9} {:>8} {:>8}"
+    print("\n" + line.format("Test results", *SCORES))
+    seeds = len(next(iter(results.values())))
     accuracies = {}
-    for setting, tested in tests.items():
-        scores = np.array([[*scores.values()] for scores, _ in tested])
-        accuracies[setting.label] = scores[:, SCORES.index("accuracy")]
-        mean, deviation, _ = util.mean_and_spread(scores)
+    for setting, tested in results.items():
+        table = np.array([list(scores.values()) for scores, _ in tested])
+        accuracies[setting.label] = table[:, SCORES.index("accuracy")]
+        mean, deviation, _ = util.mean_and_spread(table)
         cells = [f"{value:.4f}".replace("nan", "diverged") for value in mean]
-        print(line(setting.label, *cells))
-        if len(scores) > 1:
-            print(line("", *[f"±{value:.4f}" for value in deviation]))
-    pairs = [("Tyler", "Jackson"), ("Tyler", "Tyler + L2"), ("Jackson", "Jackson + L2")]
-    for one, other in pairs if len(scores) > 1 else []:
-        gap, _, error = util.mean_and_spread(accuracies[one] - accuracies[other])
-        print(f"{one} - {other}: {gap:+.4f}, standard error {error:.4f}")
-    print(f"Published, in this order: {PUBLISHED}")
+        print(line.format(setting.label, *cells))
+        if seeds > 1:
+            print(line.format("", *[f"±{value:.4f}" for value in deviation]))
+    if seeds > 1:
+        for one, other in COMPARED:
+            gap, _, error = util.mean_and_spread(accuracies[one] - accuracies[other])
+            print(f"{one} - {other}: {gap:+.4f}, standard error {error:.4f}")
+    print("Published accuracies after 50 epochs, in the same order:")
+    print(PUBLISHED)
 
 
 def evaluate_files(options):
@@ -569,12 +593,13 @@ def evaluate_files(options):
     *_, test = util.load_data(options.data_dir, options.quick)
     labels = test[1].argmax(axis=1)
     folder = options.folder
-    final = [folder / f"models/model_{s.name}.h5" for s in final_settings(options)]
-    for path in map(Path, options.evaluate or final):
+    four = [folder / f"models/model_{s.name}.h5" for s in final_settings(options)]
+    for path in map(Path, options.evaluate or four):
         model = util.load_classifier(path)
         print(f"\n{path}")
+        print(f"{'layer':20} {'kind':8} {'output':>8}  {'':22} {'weights':>9}")
         for layer in util.layer_table(model):
-            print("{:20} {:8} {:>8}  {:22} {:9,}".format(*layer))
+            print("{:20} {:8} {!s:>8}  {:22} {:9,}".format(*layer))
         for name, value in util.read_description(path).items():
             print(f"{name:20} {value}")
         scores, probabilities = test_model(model, test)
@@ -587,8 +612,9 @@ def evaluate_files(options):
         if math.isnan(scores["loss"]):
             print("It has no loss: its outputs are no probabilities.")
         if options.output_dir:
-            # Files in different folders may have the same name.
-            name = "-".join(path.resolve().with_suffix("").parts[1:])[-200:]
+            # Its folder is in the picture's name, as another one may have such a file.
+            name = Path(os.path.relpath(path)).with_suffix("").as_posix()
+            name = name.strip("./").replace("/", "-")
             picture = folder / f"plots/confusion_matrix_{name}.png"
             title = f"{path.name}: test accuracy {scores['accuracy']:.2%}"
             figure = util.plot_confusion_matrix(title, labels, probabilities)
@@ -605,16 +631,28 @@ def parse_options(arguments):
     add("--quick", action="store_true", help="a try-out: few images, 5 epochs, quick/")
     add("--no-sweep", action="store_true", help="the four models only, no study")
     add("--fresh", action="store_true", help="train again what was trained before")
-    add("--evaluate", nargs="*", metavar="H5", help="inspect saved models")
-    add("--data-dir", metavar="DIR", help="the folder with the four IDX files")
+    add("--evaluate", nargs="*", metavar="H5", help="inspect .h5 files (the four)")
+    add("--data-dir", metavar="DIR", help="the folder with the four data files")
     add("--output-dir", metavar="DIR", type=Path, help="where models/ and plots/ go")
     add("--dropout-rate", metavar="X", type=float, default=0.3, help="0 to 0.99 (0.3)")
-    add("--learning-rate", metavar="X", type=float, default=0.001, help="(0.001)")
-    add("--batch-size", metavar="N", type=int, default=128, help="images (128)")
-    add("--epochs", metavar="N", type=int, help="(50, with --quick 5)")
+    add(
+        "--learning-rate",
+        metavar="X",
+        type=float,
+        default=0.001,
+        help="of Adam (0.001)",
+    )
+    add("--batch-size", metavar="N", type=int, default=128, help="images a step (128)")
+    add("--epochs", metavar="N", type=int, help="of training (50; quick: 5)")
     add("--seed", metavar="N", type=int, default=0, help="the first seed (0)")
     add("--repeats", metavar="N", type=int, default=1, help="how many seeds (1)")
-    add("--jobs", metavar="N", type=int, default=joblib.cpu_count(), help="at a time")
+    add(
+        "--jobs",
+        metavar="N",
+        type=int,
+        default=joblib.cpu_count(),
+        help="trials at once",
+    )
     add("--cluster", metavar="ADDRESS", help="a Dask cluster, tcp://HOST:8786")
     options = parser.parse_args(arguments)
     if options.epochs is None:
@@ -627,12 +665,13 @@ def parse_options(arguments):
         "jobs": (1, 61 if os.name == "nt" else 1000),  # Windows waits for 61 processes
     }  # fmt: skip
     for name, (low, high) in limits.items():
-        if not low <= getattr(options, name) <= high:
-            flag = "--" + name.replace("_", "-")
-            parser.error(f"{flag} must be a number from {low} to {high}")
+        flag = "--" + name.replace("_", "-")
+        for value in (getattr(options, name), *STUDY.get(name, ())):
+            if not low <= value <= high:
+                parser.error(f"{flag} {value} is not a number from {low} to {high}")
     for name in STUDY:
         if name not in ("dropout_rate", "learning_rate", "batch_size"):
-            parser.error(f"STUDY cannot have {name!r}")
+            fail(f"STUDY in this script cannot have {name!r}")
     return options
 
 
@@ -646,13 +685,13 @@ def main(arguments=None):
         else:
             evaluate_files(options)
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on with what is trained", 130)
+        fail("interrupted; to continue, give the same command again", 130)
     except (MemoryError, OSError, UnicodeError, util.InputError) as error:
         fail(str(error) or "out of memory")
 
 
 def fail(message, status=2):
-    """End with one line on stderr."""
+    """End with one line on stderr, whatever the message has."""
     print("main-FMNIST.py:", *message.split(), file=sys.stderr)
     sys.exit(status)
 

@@ -21,7 +21,6 @@ import sqlite3
 import subprocess
 import tempfile
 import threading
-import time
 import warnings
 import zlib
 from multiprocessing.pool import ThreadPool
@@ -70,27 +69,26 @@ def load_data(data_dir=None, quick=False):
         raise InputError(f"{folder}: not a label for each image; replace the files")
     split = len(x) * 4 // 5
     parts = [(x[:split], y[:split]), (x[split:], y[split:]), (x_test, y_test)]
-    sizes = (4800, 1200, 2000) if quick else (None, None, None)
+    sizes = (4800, 1200, 2000) if quick else (None, None, None)  # None: all
     one_hot = np.eye(len(CLASS_NAMES), dtype="float32")
-    return tuple((x[:n], one_hot[y[:n]]) for (x, y), n in zip(parts, sizes))
+    return tuple(
+        (images[:n], one_hot[labels[:n]]) for (images, labels), n in zip(parts, sizes)
+    )
 
 
 def read_idx(path):
     """A gzipped IDX file of images or labels as a uint8 array. Raises InputError."""
-    item_shape = (28, 28) if "images" in path.name else ()
+    shape = (-1, 28, 28) if "images" in path.name else (-1,)
+    start = 4 + 4 * len(shape)  # a number for the type, then the length of each axis
     try:
         content = gzip.decompress(path.read_bytes())
-        dimensions = content[3]  # their lengths follow, big-endian, and then the values
-        shape = np.frombuffer(content, ">u4", dimensions, offset=4)
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-        values = values.reshape(shape)
-        if content[:3] != b"\0\0\x08" or values.shape[1:] != item_shape:
-            raise ValueError(
-                f"its type is {content[:4].hex()}, its shape {values.shape}"
-            )
-        if not item_shape and values.max(initial=0) > 9:
+        values = np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+        header = np.frombuffer(content[:start], ">u4").tolist()
+        if header != [0x0800 + len(shape), *values.shape]:  # 08 means bytes
+            raise ValueError(f"its header is {header}, its shape {values.shape}")
+        if len(shape) == 1 and values.max(initial=0) > 9:
             raise ValueError(f"it has the label {values.max()}")
-    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         problem = f"no IDX file of images or labels ({error})"
         raise InputError(f"{path}: {problem}; replace it") from None
     return values
@@ -109,16 +107,11 @@ def find_data():
     for source, fetch in ((DATA_URL, download), (DEBIAN_PACKAGE, unpack_debian)):
         print(f"Fetching Fashion-MNIST (30 MB) from {source}")
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            for part in cache.glob(".part-*"):
-                if time.time() - part.stat().st_mtime > 24 * 3600:
-                    shutil.rmtree(part)  # it is of a run that was killed
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".part-") as part:
-                folder = fetch(Path(part), missing)
+            with tempfile.TemporaryDirectory() as temporary:
+                fetched = fetch(Path(temporary), missing)
                 for name in missing:
-                    read_idx(folder / name)  # raises an error if it is not whole
-                for name in missing:
-                    os.replace(folder / name, cache / name)
+                    read_idx(fetched / name)  # raises InputError if it is not whole
+                    write_whole(cache / name, (fetched / name).read_bytes())
             return cache
         except Exception as error:  # noqa: BLE001 - Keras's download raises a bare Exception
             reason = getattr(error, "stderr", None) or str(error) or repr(error)
@@ -143,8 +136,9 @@ def download(folder, names):
     return folder
 
 
-def unpack_debian(folder, names):
-    """Unpack Debian's package in the folder, and keep apt's lists there: no root needed."""
+def unpack_debian(folder, _names):
+    """Unpack Debian's package, which has all files, in the folder. Return where they
+    are. No root is needed, as apt's lists are kept in the folder, too."""
     apt = ["apt-get", f"-oDir::State::lists={folder}/lists", f"-oDir::Cache={folder}"]
     apt += [f"-oAcquire::{kind}::Timeout={TIMEOUT}" for kind in ("http", "https")]
     apt += ["-oAPT::Sandbox::User=", "-oAcquire::Retries=0"]
@@ -165,8 +159,8 @@ def open_store(folder):
     """Make a folder of trials, hold its lock, and yield the folder.
 
     A file in it is named KEY-CHECKSUM.h5. The key stands for all that makes the file,
-    the checksum tells whether it is whole. SQLite's lock ends with the process. Raises
-    InputError if another run holds it.
+    the checksum tells whether it is whole. Raises InputError if another run holds the
+    lock: SQLite's, as that works on every system and ends with the process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / "temporary"
@@ -185,22 +179,19 @@ def open_store(folder):
 
 
 def library_versions():
-    """What a trial's numbers depend on, besides our code and the data."""
+    """The libraries that a trial's numbers depend on."""
     return {x: importlib.metadata.version(x) for x in ("tensorflow", "keras", "numpy")}
 
 
 def trial_keys(trials, data):
     """{trial: its key}: the same for the same trial, code, libraries, machine and
     `data`, the arrays that train and validate."""
-    machine = [joblib.hash(data), library_versions(), platform.machine()]
+    conditions = [joblib.hash(data), library_versions(), platform.machine()]
     keys = {}
     for trial in trials:
-        setting = trial.setting
-        code = [
-            code_behind("train_trial"),
-            code_behind(f"build_{setting.architecture}"),
-        ]
-        keys[trial] = joblib.hash([code, machine, *setting, trial.seed])
+        network = f"build_{trial.setting.architecture}"
+        code = [code_behind("train_trial"), code_behind(network)]
+        keys[trial] = joblib.hash([code, conditions, *trial.setting, trial.seed])
     return keys
 
 
@@ -242,9 +233,10 @@ def keep_trial(folder, key, content):
 
 
 def stored_trials(folder):
-    """{key: path} of the whole trials in the store. Damaged files are deleted."""
+    """{key: path} of the trials whose files are whole. Damaged files are deleted."""
     stored = {}
-    for path in folder.glob(f"{'?' * 32}-{'?' * 32}.h5"):
+    md5 = "?" * 32
+    for path in sorted(folder.glob(f"{md5}-{md5}.h5"), key=os.path.getmtime):
         key, _, checksum = path.stem.partition("-")
         if joblib.hash(path.read_bytes()) == checksum:
             stored[key] = path
@@ -254,7 +246,7 @@ def stored_trials(folder):
 
 
 def write_whole(path, content):
-    """Write bytes to a file. Whatever happens, it is the old one or the new one."""
+    """Write a file. Even if the process is killed, it is the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(content)
@@ -274,7 +266,9 @@ def mean_and_spread(values):
     """Mean, standard deviation and standard error over the seeds, the first axis. The
     spread of a single seed is not known: NaN."""
     values = np.array(values)
-    deviation = values.std(axis=0, ddof=1) if len(values) > 1 else values[0] * math.nan
+    deviation = np.full(values.shape[1:], math.nan)
+    if len(values) > 1:
+        deviation = values.std(axis=0, ddof=1)
     return values.mean(axis=0), deviation, deviation / math.sqrt(len(values))
 
 
@@ -290,7 +284,7 @@ def import_tensorflow():
             problem = f"TensorFlow and Keras do not start: {error}"
             raise InputError(f"{problem}; install requirements.txt anew") from None
     warnings.simplefilter("ignore")
-    for logger in ("absl", "tensorflow"):  # "HDF5 is a legacy format", "retracing"
+    for logger in ("absl", "tensorflow"):  # they warn of HDF5 files and of retracing
         logging.getLogger(logger).setLevel(logging.ERROR)
     return tensorflow, keras
 
@@ -409,8 +403,10 @@ def load_classifier(path):
     files that name a few known ones. Raises InputError for all others.
     """
     _, keras = import_tensorflow()
+    if not str(path).endswith((".h5", ".hdf5")):
+        raise InputError(f"{path}: only .h5 files are read; save the model as one")
     try:
-        with open(path, "rb") as content, h5py.File(content) as file:
+        with h5py.File(path) as file:
             json.loads(file.attrs["model_config"], object_hook=check_names)
         model = keras.models.load_model(path, compile=False)
         takes = model.input_shape[1:]
@@ -419,9 +415,7 @@ def load_classifier(path):
             raise InputError(f"it makes {gives} of {takes}, not (10,) of 28 x 28")
     except Exception as error:  # noqa: BLE001 - Keras and h5py raise nearly every kind
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path}: no .h5 model that we can use: {reason:.200}"
-        ) from None
+        raise InputError(f"{path}: no model that we can use: {reason:.200}") from None
     return model
 
 
@@ -452,7 +446,7 @@ def layer_table(model):
             words = [f"rate {settings['rate']:g}"]
         if regularizer := settings.get("kernel_regularizer"):
             words += [f"{k.upper()} {v:g}" for k, v in regularizer["config"].items()]
-        shape = " x ".join(map(str, layer.output.shape[1:]))
+        shape = layer.output.shape[1:]
         kind = type(layer).__name__
         rows.append((layer.name, kind, shape, " ".join(words), layer.count_params()))
     return rows
@@ -485,17 +479,19 @@ def save_figure(figure, path, note=""):
 
 def plot_architecture(model):
     """A network as a diagram: a bar for each layer, as wide as its output."""
-    shape = " x ".join(map(str, model.input_shape[1:]))
-    rows = [("", "Input", shape, "", 0), *layer_table(model)]
-    title = f"{model.name.title()}: {model.count_params():,} weights (logarithmic bars)"
+    rows = [("", "Input", model.input_shape[1:], "", 0), *layer_table(model)]
+    title = (
+        f"{model.name.title()}: {model.count_params():,} weights (bars: logarithmic)"
+    )
     figure, [ax] = new_figure(1, 1, (7, 0.42 * len(rows) + 0.8), title)
     # Bars are at most 10 wide, as 2**10 > 784. Texts start 5.3 from the middle.
     for row, (_, kind, shape, words, weights) in enumerate(rows):
-        width = math.log2(math.prod(map(int, shape.split(" x "))))
+        width = math.log2(math.prod(shape))
         color = BLUE if weights else ORANGE if kind == "Dropout" else "#707070"
         ink = "black" if color == ORANGE else "white"
         ax.barh(-row, width, left=-width / 2, height=0.7, color=color)
-        ax.text(0, -row, shape, ha="center", va="center", color=ink, weight="bold")
+        size = " x ".join(map(str, shape))
+        ax.text(0, -row, size, ha="center", va="center", color=ink, weight="bold")
         ax.text(-5.3, -row, f"{kind} {words}".strip(), ha="right", va="center")
         ax.text(5.3, -row, f"{weights:,} weights" if weights else "", va="center")
     ax.set(xlim=(-10.5, 9.5))
@@ -503,12 +499,14 @@ def plot_architecture(model):
     return figure
 
 
-def plot_hyperparameters(study, final):
-    """Validation accuracy over each hyperparameter of Tyler, without and with L2, from
-    the rows of study.csv. `final` is Tyler's final setting."""
+def plot_hyperparameters(study, centre):
+    """Validation accuracy over each hyperparameter of Tyler, without and with L2.
+
+    `study` are the rows of study.csv, `centre` is Tyler's final setting.
+    """
     spread = f"mean and standard deviation of {study[0]['seeds']} seeds"
     if study[0]["seeds"] == 1:
-        spread = "one seed: differences of half a point are chance"
+        spread = "one seed: differences of a point may be chance"
     title = f"Tyler, one hyperparameter moved at a time ({spread})"
     names = list(dict.fromkeys(row["hyperparameter"] for row in study))
     lines = math.ceil(len(names) / 2)
@@ -517,17 +515,17 @@ def plot_hyperparameters(study, final):
         ax.remove()
     shared_axis = axes[names.index("epochs")]
     for ax, name in zip(axes, names):
+        rows = [row for row in study if row["hyperparameter"] == name]
+        values = sorted({row["value"] for row in rows})
         for use_regularizer, look in LOOKS.items():
-            curve = [row for row in study if row["hyperparameter"] == name]
-            curve = [row for row in curve if row["use_regularizer"] == use_regularizer]
+            curve = [row for row in rows if row["use_regularizer"] == use_regularizer]
             # Evenly spaced, and the curves a little apart, so that nothing overprints.
-            x = np.arange(len(curve)) + (0.03 if use_regularizer else -0.03)
+            x = np.arange(len(values)) + (0.03 if use_regularizer else -0.03)
             y = [row["val_accuracy"] for row in curve]
             deviations = [row["standard_deviation"] for row in curve]
             ax.errorbar(x, y, deviations, marker="o", capsize=3, **look)
-        values = [row["value"] for row in curve]
-        centre = values.index(getattr(final, name))
-        ax.axvline(centre, color="grey", linestyle=":", label="final models' setting")
+        middle = values.index(getattr(centre, name))
+        ax.axvline(middle, color="grey", linestyle=":", label="final models' setting")
         ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         ax.set(xlabel=name.replace("_", " "), ylabel="validation accuracy")
         ax.grid(alpha=0.3)
@@ -582,7 +580,10 @@ def plot_confusion_matrix(title, labels, probabilities):
     )  # fmt: skip
     for text in display.text_.ravel():
         text.set_text(text.get_text().replace("0.00", ""))
-    ax.set(xlabel="predicted class", ylabel="true class (each row adds up to 1)")
+    ax.set(
+        xlabel="predicted class",
+        ylabel="true class (rows add up to 1; 0.00 is left out)",
+    )
     return figure
 
 
