@@ -528,8 +528,8 @@ def draw(histories, results, study, test, options):
     seed = f", seed {options.seed}" if options.repeats > 1 else ""
     final_histories = {setting: histories[setting] for setting in results}
     figures = {"accuracy_and_loss": util.plot_training(final_histories)}
-    for setting, (first, *_) in results.items():
-        scores, probabilities = first
+    for setting, tested in results.items():
+        scores, probabilities = tested[0]
         model = f"{setting.label}{seed}"
         title = f"{model}: test accuracy {scores['accuracy']:.2%}"
         figure = util.plot_confusion_matrix(title, labels, probabilities)
