@@ -90,14 +90,14 @@ def read_idx(path):
             raise ValueError(f"it has the label {values.max()}")
     except (OSError, EOFError, ValueError, zlib.error) as error:
         problem = f"no IDX file of images or labels ({error})"
-        raise InputError(f"{path}: {problem}; replace it") from None
+        raise InputError(f"{path}: {problem}; replace or delete it") from None
     return values
 
 
 def find_data():
     """The folder of the four files: Keras's cache, Debian's or, once they are fetched,
     the cache. Raises InputError if they cannot be fetched."""
-    keras_home = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+    keras_home = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
     cache = Path(keras_home, "datasets", "fashion-mnist")
     for folder in (cache, DEBIAN_DIR):
         if all((folder / name).is_file() for name in DATA_FILES):
