@@ -1,7 +1,6 @@
 """The helpers: the data and its sources, the store, files, saved models, pictures."""
 
 import contextlib
-import http.server
 import json
 import os
 import re
@@ -9,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 
 import h5py
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import PROJECT, synthetic_images, write_idx
 from keras import layers
-from matplotlib import pyplot
+from matplotlib import colors, pyplot
 
 
 @contextlib.contextmanager
@@ -44,6 +43,8 @@ def test_last_fifth_of_the_training_images_validates(util, idx_dir):
 def test_real_data_is_split_as_published(util, real_data_dir):
     (_, train), (_, validation), _ = util.load_data(real_data_dir)
     assert (train.sum(0) + validation.sum(0)).tolist() == [6000] * 10
+    quick = util.load_data(real_data_dir, quick=True)
+    assert [len(labels) for _, labels in quick] == [4800, 1200, 2000]
     first = [util.CLASS_NAMES[i] for i in train[:4].argmax(1)]
     assert first == ["Ankle boot", "T-shirt/top", "T-shirt/top", "Dress"]
 
@@ -74,7 +75,7 @@ def sources(util, monkeypatch, tmp_path, idx_dir):
     return tmp_path / "datasets" / "fashion-mnist", idx_dir()
 
 
-def test_sources_are_tried_in_their_order(util, sources, make_idx_dir):
+def test_sources_are_tried_in_their_order(util, sources, make_idx_dir, capsys):
     cache, host = sources
     make_idx_dir(util.DEBIAN_DIR)
     make_idx_dir(cache)
@@ -85,30 +86,8 @@ def test_sources_are_tried_in_their_order(util, sources, make_idx_dir):
     (host / util.DATA_FILES[1]).unlink()  # only what is missing is fetched
     assert util.find_data() == cache
     assert set(os.listdir(cache)) == {*util.DATA_FILES}
-
-
-@contextlib.contextmanager
-def dripping_host():
-    """The address of a host that sends a byte at a time, and never ends."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            send(self)
-
-    def send(request):
-        request.send_response(200)
-        request.end_headers()
-        with contextlib.suppress(OSError):
-            while not ended.wait(0.1):
-                request.wfile.write(b"x")
-
-    ended = threading.Event()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Handler.log_message = lambda *_: None
-        threading.Thread(target=server.serve_forever, args=[0.01]).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        ended.set()
-        server.shutdown()
+    said = capsys.readouterr().out
+    assert said.count("Fetching") == 1 and f"from {util.DATA_URL}\n" in said
 
 
 def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch):
@@ -122,10 +101,10 @@ def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch)
             with refused(util, *tried, "--data-dir", *util.DATA_FILES):
                 util.find_data()
             assert util.DATA_FILES[3] not in os.listdir(cache)
-    with dripping_host() as url, monkeypatch.context() as patch:
-        patch.setattr(util, "DATA_URL", url)
-        patch.setattr(util, "FETCH_LIMIT", 1)
-        with refused(util, url, "TimeoutError"):
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.utils, "get_file", lambda *_, **__: time.sleep(5))
+        patch.setattr(util, "FETCH_LIMIT", 0.1)
+        with refused(util, "TimeoutError"):
             util.find_data()
     programs = {
         "apt-get": 'case "$*" in *" download dataset-fashion-mnist") touch it.deb; esac',
@@ -179,6 +158,7 @@ def test_key_changes_with_all_that_makes_a_trial(util, main, make_trial, monkeyp
     for name, value in others._asdict().items():
         trials.append(trial._replace(setting=trial.setting._replace(**{name: value})))
     data = synthetic_images(10), synthetic_images(5)
+    assert {*util.library_versions()} == {"tensorflow", "keras", "numpy"}
     keys = util.trial_keys(trials, data)
     assert util.trial_keys(trials, (synthetic_images(10), synthetic_images(5))) == keys
     found = {*keys.values()}
@@ -187,7 +167,13 @@ def test_key_changes_with_all_that_makes_a_trial(util, main, make_trial, monkeyp
         found.add(util.trial_keys([trial], data)[trial])
     monkeypatch.setattr(util, "library_versions", lambda: {"keras": "4"})
     found.add(util.trial_keys([trial], data)[trial])
-    assert [len(key) for key in found] == [32] * (2 + len(others) + 3)
+    monkeypatch.setattr(util.platform, "machine", lambda: "another")
+    found.add(util.trial_keys([trial], data)[trial])
+    assert [len(key) for key in found] == [32] * (2 + len(others) + 4)
+    asked = []
+    monkeypatch.setattr(util, "code_behind", asked.append)
+    util.trial_keys([trial, trials[2]], data)
+    assert asked == ["train_trial", "build_tyler", "train_trial", "build_jackson"]
 
 
 EDITS = [  # the script, what is replaced there, by what, the functions this changes
@@ -195,9 +181,7 @@ EDITS = [  # the script, what is replaced there, by what, the functions this cha
     ("main", "Train one network", "Train a network", []),  # a docstring
     ("util", "one hyperparameter moved", "one value moved", []),  # a plot's title
     ("main", "Published accuracies", "They published", []),  # the report
-    ("main", "lr=learning_rate", "lr=2 * learning_rate", ["train_trial"]),
     ("main", "tf.float32) / 255", "tf.float32) / 256", ["train_trial"]),
-    ("main", "100 * trial.seed", "99 * trial.seed", ["train_trial"]),
     ("util", '"beta_2": 0.999', '"beta_2": 0.99', ["train_trial"]),
     ("util", '"batch_input_shape"', '"batch_shape"', ["train_trial"]),
     ("model", "Dense(128", "Dense(127", ["build_tyler"]),
@@ -305,7 +289,7 @@ def test_saved_model_opens_compiled_and_in_words_of_keras_2(util, saved):
         text = file.attrs["model_config"]
         adam = json.loads(file.attrs["training_config"])["optimizer_config"]["config"]
         assert "optimizer_weights" not in file
-    assert {*adam} == {"learning_rate", "beta_1", "beta_2", "epsilon", "amsgrad"}
+    assert adam == {"learning_rate": 0.003, **util.ADAM, "amsgrad": False}
     new = "module|registered_name|optional|batch_shape|quantization_config|DTypePolicy"
     assert re.findall(f'"({new})"|": null', text) == []  # Keras 2 knows none of these
     assert {*re.findall('"dtype": ([^,}]*)', text)} == {'"float32"'}
@@ -327,13 +311,9 @@ def test_other_classifiers_load_and_give_probabilities(util, tmp_path):
 def test_trials_use_one_thread_of_the_cpu(util, monkeypatch):
     monkeypatch.setattr(os, "environ", {"KERAS_HOME": "mine", "TF_XLA_FLAGS": "mine"})
     with util.settings_for_everybody():
-        expected = ("-1", "1", "1")
-        names = (
-            "CUDA_VISIBLE_DEVICES",
-            "TF_NUM_INTRAOP_THREADS",
-            "TF_NUM_INTEROP_THREADS",
-        )
-        assert tuple(os.environ[name] for name in names) == expected
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
+        assert os.environ["TF_NUM_INTRAOP_THREADS"] == "1"
+        assert os.environ["TF_NUM_INTEROP_THREADS"] == "1"
         assert "TF_XLA_FLAGS" not in os.environ
     assert os.environ["KERAS_HOME"] == "mine"  # the data are there
 
@@ -385,6 +365,11 @@ def test_architecture_shows_every_layer(util, model, picture):
     util.save_figure(figure, picture, "a note")
     assert figure.get_supxlabel() == "a note"
     assert "Tyler: 167,818 weights" in figure.get_suptitle()
+    bars = figure.axes[0].patches
+    assert 2 ** bars[0].get_width() == pytest.approx(784)
+    assert bars[-2].get_width() == 7
+    assert len({bar.get_facecolor() for bar in bars}) == 3
+    assert bars[-2].get_facecolor() == colors.to_rgba(util.ORANGE)  # of the dropout
     texts = sorted(figure.axes[0].texts, key=lambda text: -text.get_position()[1])
     texts = [text.get_text() for text in texts]  # line by line
     assert texts[6:9] == ["128", "Dense relu L2 0.001", "100,480 weights"]
@@ -392,8 +377,10 @@ def test_architecture_shows_every_layer(util, model, picture):
     assert texts[-3:] == ["10", "Dense softmax", "1,290 weights"]
 
 
-@pytest.mark.parametrize("seeds, words", [(1, "one seed"), (3, "3 seeds")])
-def test_hyperparameters_show_the_study(util, main, picture, seeds, words, monkeypatch):
+@pytest.mark.parametrize("seeds, words", [(1, "chance"), (3, "3 seeds")])
+def test_hyperparameters_show_the_study(
+    util, main, picture, seeds, words, monkeypatch, capsys
+):
     if seeds > 1:
         monkeypatch.delitem(main.STUDY, "dropout_rate")  # three panels
     names = [*main.STUDY, "epochs"]
@@ -406,6 +393,19 @@ def test_hyperparameters_show_the_study(util, main, picture, seeds, words, monke
     runs[final._replace(batch_size=512)][:] = np.nan  # it diverged
     histories = {setting: {"val_accuracy": x} for setting, x in runs.items()}
     study = main.study_rows(points, histories)
+    for point, row in zip(points, study, strict=True):
+        accuracies = runs[point.setting][:, point.epoch - 1]
+        gap = util.mean_and_spread(accuracies - runs[point.centre][:, -1])
+        expected = [*util.mean_and_spread(accuracies)[:2], gap[0], gap[2], seeds]
+        np.testing.assert_equal([*row.values()][3:], expected)
+    main.report_study(study)
+    lines, half = capsys.readouterr().out.splitlines()[3:], len(study) // 2
+    assert max(map(len, lines)) <= 60
+    fields = ("val_accuracy", "difference", "standard_error")[: 3 if seeds > 1 else 2]
+    for line, *pair in zip(lines, study[:half], study[half:], strict=True):
+        found = [float(x) for x in re.split("[ ±]+", line)[-2 * len(fields) :]]
+        expected = [row[field] for row in pair for field in fields]
+        np.testing.assert_allclose(found, expected, atol=6e-5)
     figure = util.plot_hyperparameters(study, final)
     util.save_figure(figure, picture)
     assert words in figure.get_suptitle()
@@ -427,6 +427,7 @@ def test_hyperparameters_show_the_study(util, main, picture, seeds, words, monke
         assert ticks == [f"{row['value']:g}" for row in curve]
         [centre] = [line.get_xdata()[0] for line in ax.lines if line.get_ls() == ":"]
         assert ticks[centre] == f"{getattr(final, name):g}"
+    assert figure.axes[0].get_legend()
     limits = {name: ax.get_ylim() for name, ax in zip(names, figure.axes)}
     assert limits.pop("learning_rate")[0] < 0.1  # it would flatten the other panels
     [(low, high)] = {*limits.values()}
@@ -459,6 +460,8 @@ def test_training_shows_every_curve_on_the_same_axes(util, main, picture, seeds)
                 paths = ax.collections[i].get_paths()  # of the band, if it has one
                 heights = {y for path in paths for y in path.vertices[:, 1]}
                 assert heights == {*ends[np.isfinite(ends)]}
+    assert figure.axes[0].get_legend()
+    assert len({look["linestyle"] for look in util.LOOKS.values()}) == 2
     tyler, jackson = [[ax.get_ylim() for ax in axes] for axes in panels.values()]
     assert tyler == jackson
 
@@ -489,4 +492,5 @@ def test_most_confident_mistakes_are_shown(util, picture):
         np.testing.assert_equal(ax.images[0].get_array(), images[i])
         true, guess = util.CLASS_NAMES[labels[i]], util.CLASS_NAMES[guesses[i]]
         title = f"true: {true}\npredicted: {guess}\nconfidence: {confidence[i]:.1%}"
-        assert ax.get_title() == title
+        assert ax.get_title() == title and ax.images[0].get_cmap().name == "gray"
+        assert ax.title.get_color() == (util.RED if i % 2 else "black")
