@@ -562,6 +562,8 @@ def report_study(study):
             if row["seeds"] > 1:
                 line += f"±{row['standard_error']:.4f}"
         print(line)
+    if study and study[0]["seeds"] == 1:
+        print("One seed: small differences may be chance.")
 
 
 def report_results(results):

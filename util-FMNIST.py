@@ -480,9 +480,7 @@ def save_figure(figure, path, note=""):
 def plot_architecture(model):
     """A network as a diagram: a bar for each layer, as wide as its output."""
     rows = [("", "Input", model.input_shape[1:], "", 0), *layer_table(model)]
-    title = (
-        f"{model.name.title()}: {model.count_params():,} weights (bars: logarithmic)"
-    )
+    title = f"{model.name.title()}: {model.count_params():,} weights (bars: outputs, logarithmic)"
     figure, [ax] = new_figure(1, 1, (7, 0.42 * len(rows) + 0.8), title)
     # Bars are at most 10 wide, as 2**10 > 784. Texts start 5.3 from the middle.
     for row, (_, kind, shape, words, weights) in enumerate(rows):
@@ -506,7 +504,7 @@ def plot_hyperparameters(study, centre):
     """
     spread = f"mean and standard deviation of {study[0]['seeds']} seeds"
     if study[0]["seeds"] == 1:
-        spread = "one seed: differences of a point may be chance"
+        spread = "one seed: small differences may be chance"
     title = f"Tyler, one hyperparameter moved at a time ({spread})"
     names = list(dict.fromkeys(row["hyperparameter"] for row in study))
     lines = math.ceil(len(names) / 2)
@@ -598,7 +596,7 @@ def plot_predictions(title, images, labels, probabilities):
     wrong = np.flatnonzero(predicted != labels)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
     title = f"{title}: test images it gets right; below, its most confident mistakes"
-    figure, axes = new_figure(2, 6, (11, 5), title)
+    figure, axes = new_figure(2, 6, (11, 5.6), title)
     for ax, i in zip(axes, [*right[:6], *wrong[:6]]):
         ax.imshow(images[i], cmap="gray")  # as the network sees it: light on black
         true = CLASS_NAMES[labels[i]]
