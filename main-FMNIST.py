@@ -308,8 +308,8 @@ def train_here(keys, store, data, options, bar):
 
 
 def start_worker(shared_number, folder):
-    """Prepare a new worker. TensorFlow writes Python files into the temporary folder,
-    and a worker that is killed leaves them: so it gets a folder of ours."""
+    """Prepare a new worker. TensorFlow writes files into the temporary folder, and a
+    worker that is killed leaves them. So the folder is in the store, which is cleared."""
     global work_done  # a process gets a shared number only as it starts
     work_done = shared_number
     tempfile.tempdir = str(folder)
@@ -345,8 +345,8 @@ def train_elsewhere(trial, key, train, validation, epoch_ended=lambda: None):
     util.import_tensorflow()
     importlib.import_module("model-FMNIST")
     if util.trial_keys([trial], (train, validation)) != {trial: key}:
-        problem = "a worker has other scripts, data or libraries than this run"
-        raise util.InputError(f"{problem}: start both again")
+        problem = "a worker's scripts, data or libraries are not those of this run"
+        raise util.InputError(f"{problem}: start again, a cluster's workers, too")
     return train_trial(trial, train, validation, epoch_ended)
 
 
@@ -555,7 +555,7 @@ def report_study(study):
     without = [row for row in study if not row["use_regularizer"]]
     with_l2 = [row for row in study if row["use_regularizer"]]
     for pair in zip(without, with_l2):
-        name, *_ = pair[0]["hyperparameter"].split("_")
+        name = pair[0]["hyperparameter"].split("_")[0]
         line = f"{name:8} {pair[0]['value']:<6g}"
         for row in pair:
             line += f" {row['val_accuracy']:.4f} {row['difference']:+.4f}"
@@ -612,7 +612,9 @@ def evaluate_files(options):
         print(report)
         print(*[f"{name} {value:.4f}" for name, value in scores.items()])
         if math.isnan(scores["loss"]):
-            print("It has no loss: its outputs are no probabilities.")
+            print(
+                "No loss: its outputs are no probabilities, or a weight is not finite."
+            )
         if options.output_dir:
             # Its folder is in the picture's name, as another one may have such a file.
             name = Path(os.path.relpath(path)).with_suffix("").as_posix()
@@ -630,6 +632,7 @@ def parse_options(arguments):
     parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.error = lambda message: fail(f"{message}; --help lists the options")
     add = parser.add_argument
+    cores = joblib.cpu_count()
     add("--quick", action="store_true", help="a try-out: few images, 5 epochs, quick/")
     add("--no-sweep", action="store_true", help="the four models only, no study")
     add("--fresh", action="store_true", help="train again what was trained before")
@@ -637,24 +640,12 @@ def parse_options(arguments):
     add("--data-dir", metavar="DIR", help="the folder with the four data files")
     add("--output-dir", metavar="DIR", type=Path, help="where models/ and plots/ go")
     add("--dropout-rate", metavar="X", type=float, default=0.3, help="0 to 0.99 (0.3)")
-    add(
-        "--learning-rate",
-        metavar="X",
-        type=float,
-        default=0.001,
-        help="of Adam (0.001)",
-    )
+    add("--learning-rate", metavar="X", type=float, default=0.001, help="Adam (0.001)")
     add("--batch-size", metavar="N", type=int, default=128, help="images a step (128)")
     add("--epochs", metavar="N", type=int, help="of training (50; quick: 5)")
     add("--seed", metavar="N", type=int, default=0, help="the first seed (0)")
     add("--repeats", metavar="N", type=int, default=1, help="how many seeds (1)")
-    add(
-        "--jobs",
-        metavar="N",
-        type=int,
-        default=joblib.cpu_count(),
-        help="trials at once",
-    )
+    add("--jobs", metavar="N", type=int, default=cores, help="trials at a time (cores)")
     add("--cluster", metavar="ADDRESS", help="a Dask cluster, tcp://HOST:8786")
     options = parser.parse_args(arguments)
     if options.epochs is None:
@@ -678,6 +669,8 @@ def parse_options(arguments):
 
 
 def main(arguments=None):
+    if sys.stdout is None:
+        fail("stdout is closed")
     # For terminals without ± and boxes; and a pipe gets each line at once.
     sys.stdout.reconfigure(errors="replace", line_buffering=True)
     options = parse_options(arguments)

@@ -850,7 +850,7 @@ def test_a_cluster_that_fails_is_told_in_one_line(
     add_worker(1)
     with monkeypatch.context() as patch:
         patch.setattr(util, "library_versions", lambda: {"numpy": "0"})
-        assert "other scripts, data or libraries" in call(*arguments, status=2)
+        assert "scripts, data or libraries" in call(*arguments, status=2)
     before_keeping(lambda: Path("/dev/full").write_text("no space"))
     line = call(*arguments, status=2)
     assert "No space" in line and "--cluster" not in line
