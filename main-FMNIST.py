@@ -28,7 +28,7 @@ import numpy as np
 from rich import progress
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # Python does this, too, unless PYTHONSAFEPATH is set
+sys.path.insert(0, str(HERE))  # with PYTHONSAFEPATH, Python does not do this
 util = importlib.import_module("util-FMNIST")  # `import` cannot spell the hyphen
 
 # The published values. Epochs are not here: the accuracies after 10, 20, 30, 40 and 50
@@ -76,7 +76,7 @@ class Point(NamedTuple):
     hyperparameter: str
     value: float
     setting: Setting
-    epoch: int
+    epoch: int  # where the accuracy is read; before the last in the study of epochs
     centre: Setting  # the final setting, from which the value was moved
 
 
@@ -102,6 +102,7 @@ def study_points(final):
             for value in sorted({*published, getattr(centre, name)}):
                 setting = centre._replace(**{name: value})
                 points.append(Point(name, value, setting, setting.epochs, centre))
+        # Each fifth of the training: epochs 10, 20, 30, 40 and 50.
         fifths = {math.ceil(centre.epochs * i / 5) for i in range(1, 6)}
         for epoch in sorted(fifths):
             points.append(Point("epochs", epoch, centre, epoch, centre))
@@ -182,14 +183,14 @@ def epoch_function(model, learning_rate):
     @tf.function
     def run_epoch(images, labels, order, batch_size, training):
         loss_sum = hits = 0.0
-        # A loop of TensorFlow's. Python runs it only while the graph is built.
+        # The graph has this loop. Python runs it, and its `if`, as the graph is built.
         for start in tf.range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             x = tf.cast(tf.gather(images, batch), tf.float32) / 255
             y = tf.gather(labels, batch)
             with tf.GradientTape() as tape:
                 probabilities = model(x, training=training)
-                loss = cross_entropy(y, probabilities) + sum(model.losses)
+                loss = cross_entropy(y, probabilities) + sum(model.losses)  # L2's
             if training:
                 update_weights(tape.gradient(loss, weights))
             right = tf.equal(tf.argmax(probabilities, 1), tf.argmax(y, 1))
@@ -242,25 +243,24 @@ def train_missing(trials, data, store, options):
     keys = util.trial_keys(longest_first, data)
     stored = {} if options.fresh else util.stored_trials(store)
     files = {trial: stored[key] for trial, key in keys.items() if key in stored}
-    missing = {trial: key for trial, key in keys.items() if key not in stored}
     print(f"{len(keys)} trials, {len(files)} of them trained before")
-    if not missing:
+    if len(files) == len(keys):
         return files
-    print(f"{len(missing)} to train. First, TensorFlow starts.")
+    print(f"{len(keys) - len(files)} to train. First, TensorFlow starts.")
     print("network       dropout  learning  batch  seed  val.acc.  done")
     train_all = train_on_cluster if options.cluster else train_here
     columns = (
-        progress.SpinnerColumn(), "Training", progress.BarColumn(16),
-        progress.TaskProgressColumn(), progress.TimeElapsedColumn(), "gone",
+        progress.SpinnerColumn(), "Training", progress.BarColumn(13),
+        progress.TaskProgressColumn(), progress.TimeElapsedColumn(), "elapsed",
         progress.TimeRemainingColumn(), "left",
     )  # fmt: skip
     for _ in range(5):
+        missing = {trial: key for trial, key in keys.items() if trial not in files}
         with progress.Progress(*columns, disable=not sys.stdout.isatty()) as bar:
             bar.add_task("Training", total=sum(map(cost, missing)))
             try:
-                for trial, path in train_all(dict(missing), store, data, options, bar):
+                for trial, path in train_all(missing, store, data, options, bar):
                     files[trial] = path
-                    del missing[trial]
                     print(f"{trial_line(trial, path)}  {len(files):4}")
                 return files
             except futures.BrokenExecutor:
@@ -269,7 +269,7 @@ def train_missing(trials, data, store, options):
 
 
 def cost(trial):
-    """About how long a trial takes, as measured. Smaller batches mean more steps."""
+    """About how long a trial takes, as measured: in epochs of Tyler with huge batches."""
     per_image = {"tyler": 1, "jackson": 4}[trial.setting.architecture]
     return trial.setting.epochs * (per_image + 16 / trial.setting.batch_size)
 
@@ -300,9 +300,9 @@ def train_here(keys, store, data, options, bar):
         while running:
             for future in futures.wait(running, 0.5, futures.FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
-            bar.update(0, completed=work_done.value)  # its only task
+            bar.update(task_id=0, completed=work_done.value)
     finally:
-        for process in multiprocessing.active_children():
+        for process in multiprocessing.active_children():  # they ignore Ctrl-C
             process.kill()
         pool.shutdown()
 
@@ -317,10 +317,10 @@ def start_worker(shared_number, folder):
     # import of what is None here fails.
     sys.modules["sklearn"] = None
     sys.modules["matplotlib"] = None
-    with open(os.devnull, "w") as nowhere:  # errors reach the parent as exceptions
-        os.dup2(nowhere.fileno(), 2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # stderr: errors reach the parent as exceptions
 
-    def end_with_parent():
+    def end_with_parent():  # which may be killed
         multiprocessing.parent_process().join()
         os._exit(1)  # sys.exit would end this thread only
 
@@ -335,13 +335,13 @@ def train_in_worker(trial, key, store, options):
         work_done.value += cost(trial) / trial.setting.epochs
 
     train, validation, _ = util.load_data(options.data_dir, options.quick)
-    content = train_elsewhere(trial, key, train, validation, epoch_ended)
+    content = check_and_train(trial, key, train, validation, epoch_ended)
     return util.keep_trial(store, key, content)
 
 
-def train_elsewhere(trial, key, train, validation, epoch_ended=lambda: None):
-    """Train a trial in a process that has read our scripts, and maybe the data, anew.
-    Raises InputError if these were edited, or the libraries there are other ones."""
+def check_and_train(trial, key, train, validation, epoch_ended=lambda: None):
+    """Train a trial in a worker. Raises InputError if its scripts, data or libraries are
+    not those of the run: then its key is another one."""
     util.import_tensorflow()
     importlib.import_module("model-FMNIST")
     if util.trial_keys([trial], (train, validation)) != {trial: key}:
@@ -369,7 +369,7 @@ def train_on_cluster(keys, store, data, options, bar):
         reason = str(error) or "no Dask scheduler answers there"
         raise util.InputError(f"{flag}: {reason}") from None
     # Here, our module is called "__main__". Workers know it by its file's name.
-    train = importlib.import_module("main-FMNIST").train_elsewhere
+    train = importlib.import_module("main-FMNIST").check_and_train
     try:
         with client:
             copies = client.scatter(data, broadcast=True)
@@ -380,7 +380,7 @@ def train_on_cluster(keys, store, data, options, bar):
             for future in futures.as_completed(running):
                 trial = running.pop(future)
                 yield trial, util.keep_trial(store, keys[trial], future.result())
-                bar.advance(0, cost(trial))
+                bar.advance(task_id=0, advance=cost(trial))
     except (futures.CancelledError, distributed.KilledWorker) as error:
         reason = str(error) or type(error).__name__
         raise util.InputError(f"{flag} is lost: {reason}") from None
@@ -409,7 +409,8 @@ def run_experiment(options):
     train, validation, test = util.load_data(options.data_dir, options.quick)
     final = final_settings(options)
     points = [] if options.no_sweep else study_points(final)
-    settings = list(dict.fromkeys([*final, *(point.setting for point in points)]))
+    settings = [*final, *(point.setting for point in points)]
+    settings = list(dict.fromkeys(settings))  # each once, in order
     seeds = range(options.seed, options.seed + options.repeats)
     trials = [Trial(setting, seed) for setting in settings for seed in seeds]
     folder = options.folder
@@ -554,10 +555,10 @@ def report_study(study):
         print("that of the final setting; left without L2, right with L2")
     without = [row for row in study if not row["use_regularizer"]]
     with_l2 = [row for row in study if row["use_regularizer"]]
-    for pair in zip(without, with_l2):
-        name = pair[0]["hyperparameter"].split("_")[0]
-        line = f"{name:8} {pair[0]['value']:<6g}"
-        for row in pair:
+    for plain, regularized in zip(without, with_l2):
+        name = plain["hyperparameter"].split("_")[0]
+        line = f"{name:8} {plain['value']:<6g}"
+        for row in (plain, regularized):
             line += f" {row['val_accuracy']:.4f} {row['difference']:+.4f}"
             if row["seeds"] > 1:
                 line += f"±{row['standard_error']:.4f}"
@@ -610,7 +611,8 @@ def evaluate_files(options):
             target_names=util.CLASS_NAMES, zero_division=0,
         )  # fmt: skip
         print(report)
-        print(*[f"{name} {value:.4f}" for name, value in scores.items()])
+        numbers = [f"{name} {value:.4f}" for name, value in scores.items()]
+        print(f"{len(labels):,} test images:", *numbers)
         if math.isnan(scores["loss"]):
             print(
                 "No loss: its outputs are no probabilities, or a weight is not finite."
@@ -618,7 +620,7 @@ def evaluate_files(options):
         if options.output_dir:
             # Its folder is in the picture's name, as another one may have such a file.
             name = Path(os.path.relpath(path)).with_suffix("").as_posix()
-            name = name.strip("./").replace("/", "-")
+            name = name.lstrip("./").replace("/", "-")  # no ../ at its beginning
             picture = folder / f"plots/confusion_matrix_{name}.png"
             title = f"{path.name}: test accuracy {scores['accuracy']:.2%}"
             figure = util.plot_confusion_matrix(title, labels, probabilities)
@@ -636,12 +638,12 @@ def parse_options(arguments):
     add("--quick", action="store_true", help="a try-out: few images, 5 epochs, quick/")
     add("--no-sweep", action="store_true", help="the four models only, no study")
     add("--fresh", action="store_true", help="train again what was trained before")
-    add("--evaluate", nargs="*", metavar="H5", help="inspect .h5 files (the four)")
+    add("--evaluate", nargs="*", metavar="H5", help="inspect .h5 files (models/)")
     add("--data-dir", metavar="DIR", help="the folder with the four data files")
     add("--output-dir", metavar="DIR", type=Path, help="where models/ and plots/ go")
     add("--dropout-rate", metavar="X", type=float, default=0.3, help="0 to 0.99 (0.3)")
     add("--learning-rate", metavar="X", type=float, default=0.001, help="Adam (0.001)")
-    add("--batch-size", metavar="N", type=int, default=128, help="images a step (128)")
+    add("--batch-size", metavar="N", type=int, default=128, help="in images (128)")
     add("--epochs", metavar="N", type=int, help="of training (50; quick: 5)")
     add("--seed", metavar="N", type=int, default=0, help="the first seed (0)")
     add("--repeats", metavar="N", type=int, default=1, help="how many seeds (1)")
@@ -661,7 +663,7 @@ def parse_options(arguments):
         flag = "--" + name.replace("_", "-")
         for value in (getattr(options, name), *STUDY.get(name, ())):
             if not low <= value <= high:
-                parser.error(f"{flag} {value} is not a number from {low} to {high}")
+                fail(f"{flag} or STUDY: {value} is not a number from {low} to {high}")
     for name in STUDY:
         if name not in ("dropout_rate", "learning_rate", "batch_size"):
             fail(f"STUDY in this script cannot have {name!r}")

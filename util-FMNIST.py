@@ -65,8 +65,10 @@ def load_data(data_dir=None, quick=False):
     """
     folder = find_data() if data_dir is None else Path(data_dir)
     x, y, x_test, y_test = [read_idx(folder / name) for name in DATA_FILES]
-    if not 5 <= len(x) == len(y) or not 1 <= len(x_test) == len(y_test):
+    if len(x) != len(y) or len(x_test) != len(y_test):
         raise InputError(f"{folder}: not a label for each image; replace the files")
+    if len(x) < 5 or len(x_test) < 1:
+        raise InputError(f"{folder}: it has too few images; replace the files")
     split = len(x) * 4 // 5
     parts = [(x[:split], y[:split]), (x[split:], y[split:]), (x_test, y_test)]
     sizes = (4800, 1200, 2000) if quick else (None, None, None)  # None: all
@@ -114,7 +116,8 @@ def find_data():
                     write_whole(cache / name, (fetched / name).read_bytes())
             return cache
         except Exception as error:  # noqa: BLE001 - Keras's download raises a bare Exception
-            reason = getattr(error, "stderr", None) or str(error) or repr(error)
+            words_of_apt = getattr(error, "stderr", None)
+            reason = words_of_apt or str(error) or repr(error)
             failures += f"; {source}: {' '.join(reason.split())}"
     raise InputError(
         f"Fashion-MNIST is not in {cache} nor {DEBIAN_DIR} and could not be fetched"
@@ -132,7 +135,8 @@ def download(folder, names):
             url = DATA_URL + name
             keras.utils.get_file(name, url, cache_dir=folder, cache_subdir="")
 
-    ThreadPool(1).apply_async(get_all).get(FETCH_LIMIT)  # however slow the host is
+    # Keras would go on for ever with a host that sends a byte now and then.
+    ThreadPool(1).apply_async(get_all).get(timeout=FETCH_LIMIT)
     return folder
 
 
@@ -170,7 +174,7 @@ def open_store(folder):
             shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
             temporary.mkdir()
             yield folder
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)  # else the next run does it
     except sqlite3.Error as error:
         problem = f"{folder}/lock cannot be used ({error}): delete it"
         if "locked" in str(error):
@@ -198,7 +202,8 @@ def trial_keys(trials, data):
 @functools.cache
 def code_behind(function):
     """The code of a function and of all that it uses in our scripts, as one string
-    without comments, docstrings and layout."""
+    without comments, docstrings and layout. That of "build_tyler" is build_tyler,
+    L2_FACTOR and the imports that it uses."""
     statements = {}  # {name: the statement at the top level that defines it}
     for script in SCRIPTS:
         text = Path(__file__).with_name(script).read_text(encoding="utf-8")
@@ -219,6 +224,7 @@ def code_behind(function):
             definition = isinstance(part, (ast.FunctionDef, ast.ClassDef))
             if definition and ast.get_docstring(part):
                 del part.body[0]
+            # A part is a name, or the `b` of `a.b`, or something else.
             named = getattr(part, "id", getattr(part, "attr", None))
             if named in statements and named not in used:
                 waiting.add(named)
@@ -235,8 +241,9 @@ def keep_trial(folder, key, content):
 def stored_trials(folder):
     """{key: path} of the trials whose files are whole. Damaged files are deleted."""
     stored = {}
-    md5 = "?" * 32
-    for path in sorted(folder.glob(f"{md5}-{md5}.h5"), key=os.path.getmtime):
+    any_md5 = "?" * 32
+    paths = folder.glob(f"{any_md5}-{any_md5}.h5")
+    for path in sorted(paths, key=os.path.getmtime):  # of two, the newer one counts
         key, _, checksum = path.stem.partition("-")
         if joblib.hash(path.read_bytes()) == checksum:
             stored[key] = path
@@ -273,6 +280,9 @@ def mean_and_spread(values):
 
 
 # -------------------------------------------------------------------- saved models
+importing = threading.Lock()  # a Dask worker may start two trials at a time
+
+
 @functools.cache
 def import_tensorflow():
     """Import TensorFlow and Keras. Return both modules. Raises InputError if that fails."""
@@ -287,9 +297,6 @@ def import_tensorflow():
     for logger in ("absl", "tensorflow"):  # they warn of HDF5 files and of retracing
         logging.getLogger(logger).setLevel(logging.ERROR)
     return tensorflow, keras
-
-
-importing = threading.Lock()  # a Dask worker may start two trials at a time
 
 
 @contextlib.contextmanager
@@ -403,10 +410,13 @@ def load_classifier(path):
     files that name a few known ones. Raises InputError for all others.
     """
     _, keras = import_tensorflow()
+    if not os.path.exists(path):
+        raise InputError(f"{path}: there is no such file")
     if not str(path).endswith((".h5", ".hdf5")):
         raise InputError(f"{path}: only .h5 files are read; save the model as one")
     try:
         with h5py.File(path) as file:
+            # Inner dicts come first.
             json.loads(file.attrs["model_config"], object_hook=check_names)
         model = keras.models.load_model(path, compile=False)
         takes = model.input_shape[1:]
@@ -480,7 +490,7 @@ def save_figure(figure, path, note=""):
 def plot_architecture(model):
     """A network as a diagram: a bar for each layer, as wide as its output."""
     rows = [("", "Input", model.input_shape[1:], "", 0), *layer_table(model)]
-    title = f"{model.name.title()}: {model.count_params():,} weights (bars: outputs, logarithmic)"
+    title = f"{model.name.title()}: {model.count_params():,} weights (width: log of the outputs)"
     figure, [ax] = new_figure(1, 1, (7, 0.42 * len(rows) + 0.8), title)
     # Bars are at most 10 wide, as 2**10 > 784. Texts start 5.3 from the middle.
     for row, (_, kind, shape, words, weights) in enumerate(rows):
@@ -545,11 +555,11 @@ def plot_training(histories):
     title = f"The networks in training{spread}"
     figure, axes = new_figure(2, 2, (10, 9), title, sharey="col")
     panels = {"tyler": axes[:2], "jackson": axes[2:]}
-    labels = {"accuracy": "accuracy", "loss": "loss (cross-entropy + L2 penalty)"}
+    y_labels = {"accuracy": "accuracy", "loss": "loss (cross-entropy + L2 penalty)"}
     curves = (("training", "", 1), ("validation", "val_", 2.5))  # prefix, line width
     for setting, history in histories.items():
         look = LOOKS[setting.use_regularizer]
-        for ax, metric in zip(panels[setting.architecture], labels):
+        for ax, metric in zip(panels[setting.architecture], y_labels):
             for part, prefix, width in curves:
                 mean, deviation, _ = mean_and_spread(history[prefix + metric])
                 epochs = np.arange(1, len(mean) + 1)
@@ -557,7 +567,7 @@ def plot_training(histories):
                 ax.plot(epochs, mean, **{**look, "label": label, "linewidth": width})
                 low, high = mean - deviation, mean + deviation
                 ax.fill_between(epochs, low, high, color=look["color"], alpha=0.2)
-            ax.set(xlabel="epoch", ylabel=labels[metric])
+            ax.set(xlabel="epoch", ylabel=y_labels[metric])
             ax.set_title(setting.architecture.title())
             ax.xaxis.get_major_locator().set_params(integer=True)
             ax.grid(alpha=0.3)

@@ -327,7 +327,7 @@ REFUSED = {  # what is done to a valid file, what the message must name
     "other input": (lambda it: classifier(32, 32).save(it), "(32, 32)"),
     "no weights": (lambda it: h5py.File(it, "a").pop("model_weights"), "model_weights"),
     "archive": (lambda it: it.rename(it.with_suffix(".keras")), "only .h5"),
-    "missing": (Path.unlink, "No such file"),
+    "missing": (Path.unlink, "no such file"),
 }
 
 
