@@ -248,7 +248,7 @@ def train_missing(trials, data, store, options):
         return files
     print(f"{len(keys) - len(files)} to train. First, TensorFlow starts.")
     print("network       dropout  learning  batch  seed  val.acc.  done")
-    train_all = train_on_cluster if options.cluster else train_here
+    train_all = train_here if options.cluster is None else train_on_cluster
     columns = (
         progress.SpinnerColumn(), "Training", progress.BarColumn(13),
         progress.TaskProgressColumn(), progress.TimeElapsedColumn(), "elapsed",
@@ -346,7 +346,7 @@ def check_and_train(trial, key, train, validation, epoch_ended=lambda: None):
     importlib.import_module("model-FMNIST")
     if util.trial_keys([trial], (train, validation)) != {trial: key}:
         problem = "a worker's scripts, data or libraries are not those of this run"
-        raise util.InputError(f"{problem}: start again, a cluster's workers, too")
+        raise util.InputError(f"{problem}: start again (a cluster, too)")
     return train_trial(trial, train, validation, epoch_ended)
 
 
@@ -398,7 +398,8 @@ def send_scripts(client):
 
     for worker, names in client.run(edited_scripts).items():
         if names:
-            raise ValueError(f"{worker} has another {', '.join(names)}: restart it")
+            other = f"{worker} has another {', '.join(names)}"
+            raise ValueError(f"{other}: restart the scheduler and the workers")
     for name in scripts:
         client.upload_file(str(HERE / name), load=False)
 

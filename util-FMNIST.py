@@ -204,23 +204,25 @@ def code_behind(function):
     """The code of a function and of all that it uses in our scripts, as one string
     without comments, docstrings and layout. That of "build_tyler" is build_tyler,
     L2_FACTOR and the imports that it uses."""
-    statements = {}  # {name: the statement at the top level that defines it}
+    statements = {}  # {name: the statements at the top level that define it}
     for script in SCRIPTS:
         text = Path(__file__).with_name(script).read_text(encoding="utf-8")
-        for statement in ast.parse(text).body:
+        for statement in ast.parse(text, script).body:
             if isinstance(statement, (ast.Import, ast.ImportFrom)):
                 names = [part.asname or part.name for part in statement.names]
-            elif isinstance(statement, ast.Assign):
-                names = [getattr(target, "id", "") for target in statement.targets]
-            else:  # a function, a class, or what has no name
-                names = [getattr(statement, "name", "")]
-            statements.update(dict.fromkeys(names, statement))
-    used = {}  # those that the function needs
+            elif isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+                names = [statement.name]
+            else:  # a = ..., or a, b = ..., or a: float = ..., or a *= ...
+                parts = [x for x in ast.walk(statement) if isinstance(x, ast.Name)]
+                names = [x.id for x in parts if isinstance(x.ctx, ast.Store)]
+            for name in names:
+                statements.setdefault(name, []).append(statement)
+    used = {}  # {name: the code that defines it}, of all that the function needs
     waiting = {function}
     while waiting:
         name = waiting.pop()
-        used[name] = statements[name]
-        for part in ast.walk(used[name]):
+        parts = [part for x in statements[name] for part in ast.walk(x)]
+        for part in parts:
             definition = isinstance(part, (ast.FunctionDef, ast.ClassDef))
             if definition and ast.get_docstring(part):
                 del part.body[0]
@@ -228,7 +230,9 @@ def code_behind(function):
             named = getattr(part, "id", getattr(part, "attr", None))
             if named in statements and named not in used:
                 waiting.add(named)
-    return "\n".join(ast.unparse(used[name]) for name in sorted(used))
+        code = map(ast.unparse, statements[name])
+        used[name] = "\n".join(dict.fromkeys(code))  # an import is in several scripts
+    return "\n".join(used[name] for name in sorted(used))
 
 
 def keep_trial(folder, key, content):

@@ -206,6 +206,21 @@ def test_only_an_edit_of_what_trains_changes_its_code(util, tmp_path, monkeypatc
         path.write_text(text)
 
 
+@pytest.mark.parametrize(
+    "line", ["L2_FACTOR: float = {}", "L2_FACTOR, N = {}, 1", "L2_FACTOR *= {}"]
+)
+def test_a_constant_counts_however_it_is_set(util, tmp_path, monkeypatch, line):
+    monkeypatch.setattr(util, "__file__", str(tmp_path / "util-FMNIST.py"))
+    for script in util.SCRIPTS:
+        shutil.copy(PROJECT / script, tmp_path)
+    code = set()
+    for value in (0.001, 0.5):
+        with open(tmp_path / "model-FMNIST.py", "a") as file:
+            file.write(line.format(value) + "\n")
+        code.add(util.code_behind.__wrapped__("build_tyler"))
+    assert len(code) == 2
+
+
 def test_all_functions_that_run_in_training_are_in_its_code(
     util, main, make_trial, idx_dir
 ):
