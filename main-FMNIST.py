@@ -237,7 +237,7 @@ def adam_function(weights, learning_rate):
 def train_missing(trials, data, store, options):
     """Train the trials that the store lacks. Return {trial: its .h5 file} of all trials.
 
-    If a worker process dies, new ones train what is still missing.
+    If a worker dies, others train what is still missing.
     """
     longest_first = sorted(trials, key=cost, reverse=True)  # short ones fill the end
     keys = util.trial_keys(longest_first, data)
@@ -264,7 +264,7 @@ def train_missing(trials, data, store, options):
                     print(f"{trial_line(trial, path)}  {len(files):4}")
                 return files
             except futures.BrokenExecutor:
-                print("A worker process died. New ones train what is missing.")
+                print("A worker died. What is missing is trained by others.")
     raise util.InputError("workers died five times: is there memory for --jobs?")
 
 
@@ -382,8 +382,8 @@ def train_on_cluster(keys, store, data, options, bar):
                 yield trial, util.keep_trial(store, keys[trial], future.result())
                 bar.advance(task_id=0, advance=cost(trial))
     except (futures.CancelledError, distributed.KilledWorker) as error:
-        reason = str(error) or type(error).__name__
-        raise util.InputError(f"{flag} is lost: {reason}") from None
+        # The scheduler is lost, or the workers that had the data or a trial.
+        raise futures.BrokenExecutor from error
 
 
 def send_scripts(client):

@@ -191,10 +191,13 @@ def trial_keys(trials, data):
     """{trial: its key}: the same for the same trial, code, libraries, machine and
     `data`, the arrays that train and validate."""
     conditions = [joblib.hash(data), library_versions(), platform.machine()]
+    with importing:  # a Dask worker has threads, and two at a time cannot parse code
+        training = code_behind("train_trial")
+        networks = {"tyler": code_behind("build_tyler")}
+        networks["jackson"] = code_behind("build_jackson")
     keys = {}
     for trial in trials:
-        network = f"build_{trial.setting.architecture}"
-        code = [code_behind("train_trial"), code_behind(network)]
+        code = [training, networks[trial.setting.architecture]]
         keys[trial] = joblib.hash([code, conditions, *trial.setting, trial.seed])
     return keys
 

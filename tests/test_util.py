@@ -170,10 +170,22 @@ def test_key_changes_with_all_that_makes_a_trial(util, main, make_trial, monkeyp
     monkeypatch.setattr(util.platform, "machine", lambda: "another")
     found.add(util.trial_keys([trial], data)[trial])
     assert [len(key) for key in found] == [32] * (2 + len(others) + 4)
-    asked = []
-    monkeypatch.setattr(util, "code_behind", asked.append)
-    util.trial_keys([trial, trials[2]], data)
-    assert asked == ["train_trial", "build_tyler", "train_trial", "build_jackson"]
+
+
+def test_key_changes_with_the_code_of_its_own_network(util, make_trial, monkeypatch):
+    def keys(edited=""):
+        monkeypatch.setattr(util, "code_behind", lambda name: (name, name == edited))
+        return util.trial_keys(
+            [make_trial("tyler"), make_trial("jackson")], ()
+        ).values()
+
+    changed = {
+        edited: [new != old for new, old in zip(keys(edited), keys())]
+        for edited in ("train_trial", "build_tyler", "build_jackson")
+    }
+    assert changed["train_trial"] == [True, True]
+    assert changed["build_tyler"] == [True, False]
+    assert changed["build_jackson"] == [False, True]
 
 
 EDITS = [  # the script, what is replaced there, by what, the functions this changes
