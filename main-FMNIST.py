@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from concurrent import futures
 from pathlib import Path
 from typing import NamedTuple
@@ -387,21 +388,25 @@ def train_on_cluster(keys, store, data, options, bar):
 
 
 def send_scripts(client):
-    """Send our scripts to the workers. Raises ValueError if they have other ones, which
-    another run may be using."""
+    """Send our scripts to the workers that lack them. Raises ValueError if a worker has
+    other ones, which another run may be using."""
     scripts = {name: (HERE / name).read_bytes() for name in util.SCRIPTS}
 
-    def edited_scripts(dask_worker):  # Dask sends a local function as code
+    def scripts_there(dask_worker):  # Dask sends a local function as code
         paths = [Path(dask_worker.local_directory, name) for name in scripts]
-        found = [path for path in paths if path.exists()]
-        return [path.name for path in found if path.read_bytes() != scripts[path.name]]
+        return {path.name: path.read_bytes() for path in paths if path.exists()}
 
-    for worker, names in client.run(edited_scripts).items():
-        if names:
-            other = f"{worker} has another {', '.join(names)}"
-            raise ValueError(f"{other}: restart the scheduler and the workers")
-    for name in scripts:
-        client.upload_file(str(HERE / name), load=False)
+    found = client.run(scripts_there)
+    if not all(there in ({}, scripts) for there in found.values()):
+        time.sleep(2)  # another run may be sending the same ones just now
+        found = client.run(scripts_there)
+    for worker, there in found.items():
+        if there not in ({}, scripts):
+            problem = f"worker {worker} has other versions of our scripts"
+            raise ValueError(f"{problem}: restart the scheduler and the workers")
+    if {} in found.values():
+        for name in scripts:
+            client.upload_file(str(HERE / name), load=False)
 
 
 # ------------------------------------------------------------------------- the stages

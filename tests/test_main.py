@@ -861,7 +861,7 @@ def test_a_cluster_that_fails_is_told_in_one_line(
     with monkeypatch.context() as patch:
         patch.setattr(main, "HERE", tmp_path)
         line = call(*arguments, "--fresh", status=2)
-    assert named in line and "another main-FMNIST.py" in line
+    assert named in line and "other versions of our scripts" in line
     before_keeping(scheduler.kill)
     monkeypatch.setattr(util, "TIMEOUT", 2)
     line = call(*arguments, "--seed", 9, status=2)
