@@ -1,4 +1,5 @@
-"""Helpers of the experiment: the data, the files, saved models and the plots.
+"""What a reader of the experiment may skip: TensorFlow's start, the data, many trials at
+a time, saved models, the tables and plots.
 
 What is slow to import (TensorFlow, scikit-learn, matplotlib) is imported where needed.
 """
@@ -8,27 +9,33 @@ import contextlib
 import csv
 import functools
 import gzip
-import importlib.metadata
+import hashlib
+import inspect
 import io
+import itertools
 import json
 import logging
 import math
+import multiprocessing
 import os
 import platform
-import shutil
+import signal
 import socket
-import sqlite3
 import subprocess
+import sys
 import tempfile
 import threading
+import uuid
 import warnings
+import zipfile
 import zlib
-from multiprocessing.pool import ThreadPool
+from concurrent import futures
 from pathlib import Path
 
 import h5py
 import joblib
 import numpy as np
+from rich import progress
 
 CLASS_NAMES = (  # of the labels 0 to 9, as the dataset's authors give them
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
@@ -38,18 +45,98 @@ DATA_FILES = (
     "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
     "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz",
 )  # fmt: skip
-SCRIPTS = ("main-FMNIST.py", "model-FMNIST.py", "util-FMNIST.py")
+DATA_SHA256 = (  # of their content, unpacked, without headers
+    "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f"
+)
 DATA_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"  # Keras's own
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")  # where the package puts them
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of a history, as Keras's
-ADAM = {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}  # Keras's own values
 TIMEOUT = 10  # seconds that a host may stay silent
-FETCH_LIMIT = 1800  # seconds that fetching the data may take
 
 
 class InputError(Exception):
     """Something that the user can put right; the message is one line and says how."""
+
+
+# ---------------------------------------------------------------- TensorFlow's start
+def fix_environment():
+    """Let nothing of the user's change a trial's weights.
+
+    TensorFlow gets one thread, as the order in which it adds up depends on their number,
+    and the CPU, as a GPU rounds otherwise. oneDNN makes it faster where there is no
+    AVX-512, too. A wrong MPLBACKEND would stop Keras, which imports matplotlib; a
+    notebook's stays.
+    """
+    prefixes = ("TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS_")
+    for name in list(os.environ):
+        if name.startswith(prefixes) and name != "KERAS_HOME":  # the data may be there
+            del os.environ[name]
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the CPU
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # none of TensorFlow's notices
+    os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
+    os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
+    if not os.environ.get("MPLBACKEND", "").startswith("module://"):
+        os.environ["MPLBACKEND"] = "agg"
+
+
+fix_environment()  # TensorFlow and Keras read it when they are imported
+
+
+@functools.cache
+def import_tensorflow():
+    """Import TensorFlow and Keras. Return both modules. Raises InputError if that fails."""
+    keras_home = os.environ.get("KERAS_HOME")
+    os.environ["KERAS_HOME"] = os.devnull  # so that no keras.json is found
+    stderr = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # TensorFlow's C++ code writes there of GPUs
+    try:
+        import keras
+        import tensorflow
+    except Exception as error:  # noqa: BLE001 - whatever a broken installation raises
+        problem = f"TensorFlow and Keras do not start: {error}"
+        raise InputError(f"{problem}; install requirements.txt anew") from None
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        del os.environ["KERAS_HOME"]
+        if keras_home is not None:
+            os.environ["KERAS_HOME"] = keras_home
+    warnings.simplefilter("ignore")
+    for logger in ("absl", "tensorflow"):  # they warn of HDF5 files and of retracing
+        logging.getLogger(logger).setLevel(logging.ERROR)
+    return tensorflow, keras
+
+
+def adam(learning_rate):
+    """Keras's Adam, which takes one operation for each step of a weight, not a dozen.
+
+    Any other optimizer of Keras's can take its place.
+    """
+    tf, keras = import_tensorflow()
+
+    class Adam(keras.optimizers.Adam):
+        def update_step(self, gradient, variable, learning_rate):
+            index = self._get_variable_index(variable)
+            step = tf.cast(self.iterations + 1, tf.float32)
+            # A raw operation takes a variable by its handle, and changes it.
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=self._momentums[index].value.handle,
+                v=self._velocities[index].value.handle,
+                beta1_power=self.beta_1**step,
+                beta2_power=self.beta_2**step,
+                lr=learning_rate,
+                beta1=self.beta_1,
+                beta2=self.beta_2,
+                epsilon=self.epsilon,
+                grad=gradient,
+            )
+
+    return Adam(learning_rate)
 
 
 # ------------------------------------------------------------------------- the data
@@ -64,11 +151,17 @@ def load_data(data_dir=None, quick=False):
     files. Raises InputError if one is missing or not what it should be.
     """
     folder = find_data() if data_dir is None else Path(data_dir)
-    x, y, x_test, y_test = [read_idx(folder / name) for name in DATA_FILES]
+    arrays = [read_idx(folder / name) for name in DATA_FILES]
+    x, y, x_test, y_test = arrays
     if len(x) != len(y) or len(x_test) != len(y_test):
         raise InputError(f"{folder}: not a label for each image; replace the files")
     if len(x) < 5 or len(x_test) < 1:
         raise InputError(f"{folder}: it has too few images; replace the files")
+    if hashlib.sha256(b"".join(arrays)).hexdigest() != DATA_SHA256:
+        problem = f"Warning: the files in {folder} are not Fashion-MNIST"
+        print(
+            f"{problem} (those of MNIST's digits have the same names)", file=sys.stderr
+        )
     split = len(x) * 4 // 5
     parts = [(x[:split], y[:split]), (x[split:], y[split:]), (x_test, y_test)]
     sizes = (4800, 1200, 2000) if quick else (None, None, None)  # None: all
@@ -81,15 +174,21 @@ def load_data(data_dir=None, quick=False):
 def read_idx(path):
     """A gzipped IDX file of images or labels as a uint8 array. Raises InputError."""
     shape = (-1, 28, 28) if "images" in path.name else (-1,)
-    start = 4 + 4 * len(shape)  # a number for the type, then the length of each axis
+    header = 4 + 4 * len(
+        shape
+    )  # bytes: a word for the type, one for each axis's length
+    unpacked = path.with_suffix("")
+    if not path.exists() and unpacked.exists():
+        raise InputError(
+            f"{path}: there is no such file; make it with: gzip {unpacked}"
+        )
     try:
-        content = gzip.decompress(path.read_bytes())
-        values = np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-        header = np.frombuffer(content[:start], ">u4").tolist()
-        if header != [0x0800 + len(shape), *values.shape]:  # 08 means bytes
-            raise ValueError(f"its header is {header}, its shape {values.shape}")
+        content = gzip.decompress(path.read_bytes())  # it has a checksum
+        values = np.frombuffer(content, np.uint8, offset=header).reshape(shape)
         if len(shape) == 1 and values.max(initial=0) > 9:
             raise ValueError(f"it has the label {values.max()}")
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
     except (OSError, EOFError, ValueError, zlib.error) as error:
         problem = f"no IDX file of images or labels ({error})"
         raise InputError(f"{path}: {problem}; replace or delete it") from None
@@ -104,16 +203,15 @@ def find_data():
     for folder in (cache, DEBIAN_DIR):
         if all((folder / name).is_file() for name in DATA_FILES):
             return folder
-    missing = [name for name in DATA_FILES if not (cache / name).is_file()]
     failures = ""
     for source, fetch in ((DATA_URL, download), (DEBIAN_PACKAGE, unpack_debian)):
         print(f"Fetching Fashion-MNIST (30 MB) from {source}")
         try:
             with tempfile.TemporaryDirectory() as temporary:
-                fetched = fetch(Path(temporary), missing)
-                for name in missing:
-                    read_idx(fetched / name)  # raises InputError if it is not whole
-                    write_whole(cache / name, (fetched / name).read_bytes())
+                folder = fetch(temporary)
+                for name in DATA_FILES:
+                    read_idx(folder / name)  # raises InputError if it is not whole
+                    write_whole(cache / name, (folder / name).read_bytes())
             return cache
         except Exception as error:  # noqa: BLE001 - Keras's download raises a bare Exception
             words_of_apt = getattr(error, "stderr", None)
@@ -125,240 +223,232 @@ def find_data():
     )
 
 
-def download(folder, names):
-    """Let Keras download these files into the folder, which is returned."""
+def download(folder):
+    """Let Keras download the files into the folder. Return where they are."""
     _, keras = import_tensorflow()
     socket.setdefaulttimeout(TIMEOUT)
-
-    def get_all():
-        for name in names:
-            url = DATA_URL + name
-            keras.utils.get_file(name, url, cache_dir=folder, cache_subdir="")
-
-    # Keras would go on for ever with a host that sends a byte now and then.
-    ThreadPool(1).apply_async(get_all).get(timeout=FETCH_LIMIT)
-    return folder
+    for name in DATA_FILES:
+        keras.utils.get_file(name, DATA_URL + name, cache_dir=folder, cache_subdir="")
+    return Path(folder)
 
 
-def unpack_debian(folder, _names):
-    """Unpack Debian's package, which has all files, in the folder. Return where they
-    are. No root is needed, as apt's lists are kept in the folder, too."""
-    apt = ["apt-get", f"-oDir::State::lists={folder}/lists", f"-oDir::Cache={folder}"]
-    apt += [f"-oAcquire::{kind}::Timeout={TIMEOUT}" for kind in ("http", "https")]
-    apt += ["-oAPT::Sandbox::User=", "-oAcquire::Retries=0"]
-    for name in ("lists", "archives"):
-        (folder / name / "partial").mkdir(parents=True)  # apt does not make these
-    unpack = ["sh", "-c", "dpkg-deb -x *.deb ."]
-    for command in ([*apt, "update"], [*apt, "download", DEBIAN_PACKAGE], unpack):
-        subprocess.run(
-            command, cwd=folder, check=True, capture_output=True, text=True,
-            timeout=FETCH_LIMIT,
-        )  # fmt: skip
+def unpack_debian(folder):
+    """Unpack Debian's package in the folder. Return where the files are. No root is
+    needed, as apt's lists are kept in the folder, too."""
+    apt = f"apt-get -oDir::State::lists='{folder}/lists' -oDir::Cache='{folder}'"
+    apt += " -oAPT::Sandbox::User= -oAcquire::Retries=0"
+    apt += f" -oAcquire::http::Timeout={TIMEOUT} -oAcquire::https::Timeout={TIMEOUT}"
+    commands = f"""
+        mkdir -p lists/partial archives/partial &&
+        {apt} update && {apt} download {DEBIAN_PACKAGE} && dpkg-deb -x *.deb .
+    """
+    subprocess.run(
+        ["sh", "-c", commands], cwd=folder, check=True, capture_output=True, text=True,
+        timeout=1800,
+    )  # fmt: skip
     return folder / DEBIAN_DIR.relative_to("/")
 
 
-# ------------------------------------------------------------------------ the files
-@contextlib.contextmanager
-def open_store(folder):
-    """Make a folder of trials, hold its lock, and yield the folder.
-
-    A file in it is named KEY-CHECKSUM.h5. The key stands for all that makes the file,
-    the checksum tells whether it is whole. Raises InputError if another run holds the
-    lock: SQLite's, as that works on every system and ends with the process.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "temporary"
-    try:
-        with contextlib.closing(sqlite3.connect(folder / "lock", timeout=0)) as lock:
-            lock.execute("BEGIN EXCLUSIVE")
-            shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed
-            temporary.mkdir()
-            yield folder
-            shutil.rmtree(temporary, ignore_errors=True)  # else the next run does it
-    except sqlite3.Error as error:
-        problem = f"{folder}/lock cannot be used ({error}): delete it"
-        if "locked" in str(error):
-            problem = f"{folder.parent}: another run is at work there: wait for it"
-        raise InputError(f"{problem} or use another --output-dir") from None
-
-
-def library_versions():
-    """The libraries that a trial's numbers depend on."""
-    return {x: importlib.metadata.version(x) for x in ("tensorflow", "keras", "numpy")}
-
-
-def trial_keys(trials, data):
-    """{trial: its key}: the same for the same trial, code, libraries, machine and
-    `data`, the arrays that train and validate."""
-    conditions = [joblib.hash(data), library_versions(), platform.machine()]
-    with importing:  # a Dask worker has threads, and two at a time cannot parse code
-        training = code_behind("train_trial")
-        networks = {"tyler": code_behind("build_tyler")}
-        networks["jackson"] = code_behind("build_jackson")
-    keys = {}
-    for trial in trials:
-        code = [training, networks[trial.setting.architecture]]
-        keys[trial] = joblib.hash([code, conditions, *trial.setting, trial.seed])
-    return keys
+# ------------------------------------------------------------ many trials at a time
+@functools.cache
+def source_code(part):
+    """The source of a module or function without comments, docstrings and layout."""
+    tree = ast.parse(inspect.getsource(part))
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node):
+            del node.body[0]
+    return ast.unparse(tree)
 
 
 @functools.cache
-def code_behind(function):
-    """The code of a function and of all that it uses in our scripts, as one string
-    without comments, docstrings and layout. That of "build_tyler" is build_tyler,
-    L2_FACTOR and the imports that it uses."""
-    statements = {}  # {name: the statements at the top level that define it}
-    for script in SCRIPTS:
-        text = Path(__file__).with_name(script).read_text(encoding="utf-8")
-        for statement in ast.parse(text, script).body:
-            if isinstance(statement, (ast.Import, ast.ImportFrom)):
-                names = [part.asname or part.name for part in statement.names]
-            elif isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-                names = [statement.name]
-            else:  # a = ..., or a, b = ..., or a: float = ..., or a *= ...
-                parts = [x for x in ast.walk(statement) if isinstance(x, ast.Name)]
-                names = [x.id for x in parts if isinstance(x.ctx, ast.Store)]
-            for name in names:
-                statements.setdefault(name, []).append(statement)
-    used = {}  # {name: the code that defines it}, of all that the function needs
-    waiting = {function}
-    while waiting:
-        name = waiting.pop()
-        parts = [part for x in statements[name] for part in ast.walk(x)]
-        for part in parts:
-            definition = isinstance(part, (ast.FunctionDef, ast.ClassDef))
-            if definition and ast.get_docstring(part):
-                del part.body[0]
-            # A part is a name, or the `b` of `a.b`, or something else.
-            named = getattr(part, "id", getattr(part, "attr", None))
-            if named in statements and named not in used:
-                waiting.add(named)
-        code = map(ast.unparse, statements[name])
-        used[name] = "\n".join(dict.fromkeys(code))  # an import is in several scripts
-    return "\n".join(used[name] for name in sorted(used))
+def conditions(data_dir, quick):
+    """What all trials depend on besides code: data, libraries and type of machine."""
+    versions = [library.__version__ for library in (*import_tensorflow(), np)]
+    train, validation, _ = load_data(data_dir, quick)
+    return joblib.hash([train, validation, versions, platform.machine()])
 
 
-def keep_trial(folder, key, content):
-    """Write a trial's .h5 file into the store. Return its path."""
-    path = folder / f"{key}-{joblib.hash(content)}.h5"
-    path.write_bytes(content)
-    return path
+def train_missing(keys, run_trial, options):
+    """Train the trials that the store lacks. Return {trial: its .h5 file} of all trials.
+
+    `keys` is {(setting, seed): key}. The store is the folder `.trials`, with a file
+    KEY.h5 for each trial. If a worker dies, another one trains what is missing.
+    """
+    store = options.folder / ".trials"
+    files = {trial: store / f"{key}.h5" for trial, key in keys.items()}
+    missing = {
+        trial: key
+        for trial, key in keys.items()
+        if options.fresh or not is_whole(files[trial])
+    }
+    print(f"{len(files)} trials, {len(files) - len(missing)} of them trained before")
+    if missing:
+        print(f"{len(missing)} to train. First, TensorFlow starts.")
+        print("network        dropout learning    batch  seed  val.acc.  done")
+    deaths = 0
+    while missing:
+        try:
+            for trial in train_in_workers(missing, run_trial, store, options):
+                del missing[trial]
+                done = len(files) - len(missing)
+                print(f"{trial_line(*trial, files[trial])}  {done:4}")
+        except futures.BrokenExecutor:
+            deaths += 1
+            if deaths == 5:
+                problem = "workers died five times: is there memory for --jobs?"
+                raise InputError(problem) from None
+            print("A worker died. Another one trains what is missing.")
+    return files
 
 
-def stored_trials(folder):
-    """{key: path} of the trials whose files are whole. Damaged files are deleted."""
-    stored = {}
-    any_md5 = "?" * 32
-    paths = folder.glob(f"{any_md5}-{any_md5}.h5")
-    for path in sorted(paths, key=os.path.getmtime):  # of two, the newer one counts
-        key, _, checksum = path.stem.partition("-")
-        if joblib.hash(path.read_bytes()) == checksum:
-            stored[key] = path
-        else:
-            path.unlink()
-    return stored
+def train_in_workers(missing, run_trial, store, options):
+    """Train the trials of {trial: key} in workers. Yield each one when it is kept."""
+    start_workers = cluster_workers if options.cluster else local_workers
+    columns = (
+        progress.SpinnerColumn(), "Training", progress.BarColumn(13),
+        progress.TaskProgressColumn(), progress.TimeElapsedColumn(), "elapsed",
+        progress.TimeRemainingColumn(), "left",
+    )  # fmt: skip
+    with (
+        progress.Progress(*columns, disable=not sys.stdout.isatty()) as bar,
+        start_workers(options) as pool,
+    ):
+        running = {}
+        for trial, key in missing.items():
+            future = pool.submit(train_and_keep, run_trial, trial, key, store, options)
+            running[future] = trial
+        for future in bar.track(futures.as_completed(running), len(running)):
+            trial = running[future]
+            content = future.result()
+            if content is not None:
+                write_whole(store / f"{missing[trial]}.h5", content)
+            yield trial
+
+
+def train_and_keep(run_trial, trial, key, store, options):
+    """What a worker does. One of this machine keeps the trial's file itself: to return
+    it would be a large message, and a pool hangs for ever if a worker dies while it
+    sends one. One of a cluster returns it."""
+    own_key, content = run_trial(*trial, options)
+    if own_key != key:
+        problem = "a worker's scripts, data or libraries are not those of this run"
+        raise InputError(f"{problem}: start again (a cluster's workers, too)")
+    if options.cluster:
+        return content
+    write_whole(store / f"{key}.h5", content)
+    return None
+
+
+@contextlib.contextmanager
+def local_workers(options):
+    """An executor with processes of this machine, which end with the block."""
+    others = multiprocessing.active_children()  # a notebook may have some
+    spawn = multiprocessing.get_context("spawn")
+    pool = futures.ProcessPoolExecutor(options.jobs, spawn, prepare_worker)
+    # A terminal sends Ctrl-C to all processes. Workers that start while it is ignored
+    # inherit that, and leave it to this process.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pool.submit(abs, 0)  # starts them
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield pool
+    finally:
+        for process in multiprocessing.active_children():
+            if process not in others:
+                process.kill()
+        pool.shutdown()
+
+
+def prepare_worker():
+    """Keep a worker small and silent, and end it with its parent, even if that is
+    killed."""
+    # Keras imports these two if it can, which costs a worker 80 MiB and a second. An
+    # import of what is None here fails.
+    sys.modules["sklearn"] = None
+    sys.modules["matplotlib"] = None
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # stderr: errors reach the parent as exceptions
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent():
+        parent.join()  # returns when the parent has ended
+        os._exit(1)  # sys.exit would end this thread only
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+@contextlib.contextmanager
+def cluster_workers(options):
+    """The executor of a Dask cluster. Raises InputError if the cluster fails."""
+    flag = f"--cluster {options.cluster}"
+    logging.disable()  # Dask's log lines; its errors reach us as exceptions
+    try:
+        import distributed
+    except ImportError:
+        raise InputError(f"{flag}: pip install dask[distributed] first") from None
+    try:
+        client = distributed.Client(options.cluster, timeout=TIMEOUT)
+    except (OSError, ValueError) as error:
+        reason = str(error) or "no Dask scheduler answers there"
+        raise InputError(f"{flag}: {reason}") from None
+    with client:
+        if set(client.nthreads().values()) != {1}:
+            raise InputError(f"{flag}: start its workers, each with --nthreads 1")
+        try:
+            yield client.get_executor(retries=2, pure=False)
+        except (futures.CancelledError, distributed.KilledWorker):
+            problem = "the scheduler or the workers are lost"
+            raise InputError(f"{flag}: {problem}; the same command continues") from None
+
+
+def trial_line(setting, seed, path):
+    """A line for the terminal: what was trained, and its last validation accuracy."""
+    accuracy = read_histories([path])["val_accuracy"][0, -1]
+    result = "diverged" if math.isnan(accuracy) else f"{accuracy:.4f}"
+    values = (
+        f"{setting.dropout_rate:8g} {setting.learning_rate:8g} {setting.batch_size:8}"
+    )
+    return f"{setting.label:13} {values}  {seed:4}  {result:8}"
+
+
+def is_whole(path):
+    """Whether HDF5 can open the file of a trial."""
+    try:
+        return bool(read_histories([path]))
+    except (OSError, KeyError):
+        return False
 
 
 def write_whole(path, content):
     """Write a file. Even if the process is killed, it is the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
-
-def write_csv(path, rows):
-    """A list of dicts with the same keys as a table."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
-
-
-def mean_and_spread(values):
-    """Mean, standard deviation and standard error over the seeds, the first axis. The
-    spread of a single seed is not known: NaN."""
-    values = np.array(values)
-    deviation = np.full(values.shape[1:], math.nan)
-    if len(values) > 1:
-        deviation = values.std(axis=0, ddof=1)
-    return values.mean(axis=0), deviation, deviation / math.sqrt(len(values))
-
-
-# -------------------------------------------------------------------- saved models
-importing = threading.Lock()  # a Dask worker may start two trials at a time
-
-
-@functools.cache
-def import_tensorflow():
-    """Import TensorFlow and Keras. Return both modules. Raises InputError if that fails."""
-    with importing, settings_for_everybody(), silent_stderr():
-        try:
-            import keras
-            import tensorflow
-        except Exception as error:  # noqa: BLE001 - whatever a broken installation raises
-            problem = f"TensorFlow and Keras do not start: {error}"
-            raise InputError(f"{problem}; install requirements.txt anew") from None
-    warnings.simplefilter("ignore")
-    for logger in ("absl", "tensorflow"):  # they warn of HDF5 files and of retracing
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    return tensorflow, keras
-
-
-@contextlib.contextmanager
-def settings_for_everybody():
-    """Import TensorFlow and Keras in here. Then neither the user's keras.json nor the
-    user's variables change a trial's weights.
-
-    TensorFlow gets one thread, as the order in which it adds up depends on their number,
-    and the CPU, as a GPU rounds otherwise. KERAS_HOME is restored: the data are there.
-    A wrong MPLBACKEND would stop Keras, which imports matplotlib.
-    """
-    keras_home = os.environ.get("KERAS_HOME")
-    for name in list(os.environ):
-        if name.startswith(("KERAS_", "TF_", "XLA_", "ONEDNN_", "DNNL_", "MPLBACKEND")):
-            del os.environ[name]
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ["KERAS_HOME"] = os.devnull  # no keras.json is found there
-    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # the CPU
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # none of TensorFlow's notices
-    os.environ["TF_NUM_INTRAOP_THREADS"] = "1"
-    os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        yield
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
     finally:
-        del os.environ["KERAS_HOME"]
-        if keras_home is not None:
-            os.environ["KERAS_HOME"] = keras_home
+        part.unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def silent_stderr():
-    """Discard what is written to stderr in here, by TensorFlow's C++ code, too."""
-    stderr = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-
-
-def model_file(model, learning_rate, history, description):
+# ------------------------------------------------------------------- saved models
+def model_file(model, optimizer, history, description):
     """The .h5 file of a trained model, as bytes. Every Keras from 2.6 on opens it.
 
     `history` is {metric: a value per epoch}; it goes into the group "history".
-    `description` is a dict of strings and numbers; they become attributes of the file.
-    Once loaded, the model is compiled as it was trained. The file lacks the optimizer's
-    state, as Keras 3.15 restores that wrongly, and then `fit` fails. Raises OSError.
+    `description` is a dict of strings and numbers; they become attributes of the file,
+    as do the versions of the libraries. Once loaded, the model is compiled as it was
+    trained. The file lacks the optimizer's state, as Keras 3.15 restores that wrongly,
+    and then `fit` fails. Raises OSError.
     """
-    adam = {"learning_rate": learning_rate, **ADAM, "amsgrad": False}
+    tf, keras = import_tensorflow()
     training = {
         "loss": "categorical_crossentropy", "metrics": ["accuracy"],
         "loss_weights": None, "weighted_metrics": None,
-        "optimizer_config": {"class_name": "Adam", "config": adam},
+        "optimizer_config": in_keras2_words(keras.optimizers.serialize(optimizer)),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.h5")
@@ -369,6 +459,8 @@ def model_file(model, learning_rate, history, description):
                 file.attrs["model_config"] = json.dumps(in_keras2_words(layers))
                 file.attrs["training_config"] = json.dumps(training)
                 file.attrs.update(description)
+                for library in (tf, keras, np):
+                    file.attrs[f"{library.__name__}_version"] = library.__version__
                 for metric, values in history.items():
                     file[f"history/{metric}"] = values
         except RuntimeError as error:  # HDF5's word for a full disk
@@ -384,12 +476,15 @@ def in_keras2_words(node):
         return node
     if node.get("class_name") == "DTypePolicy":
         return node["config"]["name"]
+    unknown_defaults = {"optional": False, "use_ema": False, "ema_momentum": 0.99}
     words = {}
     for key, value in node.items():
-        if key == "batch_shape":
-            words["batch_input_shape"] = value
-        elif value is not None and key not in ("module", "registered_name", "optional"):
-            words[key] = in_keras2_words(value)
+        if key in ("module", "registered_name") or value is None:
+            continue
+        if key in unknown_defaults and value == unknown_defaults[key]:
+            continue
+        new_key = "batch_input_shape" if key == "batch_shape" else key
+        words[new_key] = in_keras2_words(value)
     return words
 
 
@@ -403,78 +498,250 @@ def read_histories(paths):
     return {metric: np.array(values) for metric, values in histories.items()}
 
 
-KNOWN_CLASSES = {  # what a fully connected classifier may be made of
-    "Sequential", "Functional", "Model", "InputLayer", "Flatten", "Dense", "Dropout",
-    "DTypePolicy", "__keras_tensor__", "L1", "L2", "L1L2", "Zeros", "RandomNormal",
-    "RandomUniform", "GlorotNormal", "GlorotUniform", "HeNormal", "HeUniform",
-}  # fmt: skip
+def check_file(label, content):
+    """Raise InputError if a model's file, which is given as bytes, cannot be read."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.h5")
+        path.write_bytes(content)
+        try:
+            load_classifier(path)
+        except InputError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            raise InputError(
+                f"{label}: its saved file cannot be used: {reason}"
+            ) from None
 
 
 def load_classifier(path):
-    """The fully connected classifier in an .h5 file, as an uncompiled Keras model.
+    """The Fashion-MNIST classifier in an .h5 or .keras file, as an uncompiled model.
 
-    A file can name any class or function, and Keras may run it. So Keras gets only
-    files that name a few known ones. Raises InputError for all others.
+    Keras itself refuses files that carry code or name other files (since 3.12.4).
+    Raises InputError, which says what to do, for those and for all that is no such model.
     """
     _, keras = import_tensorflow()
-    if not os.path.exists(path):
-        raise InputError(f"{path}: there is no such file")
-    if not str(path).endswith((".h5", ".hdf5")):
-        raise InputError(f"{path}: only .h5 files are read; save the model as one")
     try:
-        with h5py.File(path) as file:
-            # Inner dicts come first.
-            json.loads(file.attrs["model_config"], object_hook=check_names)
+        if problem := problem_of(path):
+            raise InputError(problem)
         model = keras.models.load_model(path, compile=False)
-        takes = model.input_shape[1:]
-        gives = model.output_shape[1:]
+        takes, gives = model.input_shape[1:], model.output_shape[1:]
         if takes not in ((28, 28), (28, 28, 1), (784,)) or gives != (10,):
             raise InputError(f"it makes {gives} of {takes}, not (10,) of 28 x 28")
     except Exception as error:  # noqa: BLE001 - Keras and h5py raise nearly every kind
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: no model that we can use: {reason:.200}") from None
+        if len(reason) > 200:
+            reason = f"… {reason[-200:]}"  # Keras names the cause at the end
+        raise InputError(f"{path}: no model that we can use: {reason}") from None
     return model
 
 
-def check_names(part):
-    """Refuse, with InputError, a part of a configuration that names what is not known."""
-    class_name = part.get("class_name")
-    module = str(part.get("module") or "keras")
-    if class_name is not None and class_name not in KNOWN_CLASSES:
-        raise InputError(f"it names the class {class_name!r}")
-    if module.split(".")[0] not in ("keras", "builtins"):
-        raise InputError(f"it names the module {module!r}")
+def problem_of(path):
+    """What a file has in place of a model, and what to do; None if Keras may read it."""
+    if path.is_dir() or path.suffix not in (".h5", ".hdf5", ".keras"):
+        return "only .h5, .hdf5 and .keras files are read: save the model as one"
+    with open(path, "rb") as file:
+        start = file.read(100).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: fetch the model itself with git lfs pull"
+    if start.startswith(b"<"):
+        return "it is a web page: download the model itself"
+    is_keras = zipfile.is_zipfile(path)
+    if is_keras != (path.suffix == ".keras"):
+        ending = ".keras" if is_keras else ".h5"
+        return (
+            f"its content is not that of a {path.suffix} file: is it a {ending} file?"
+        )
+    if not is_keras:
+        with h5py.File(path) as file:
+            if "model_config" not in file.attrs:
+                return "it holds weights and no layers: model.save saves both"
+    return None
 
 
-def read_description(path):
-    """What an .h5 file says of its trial: {name: string or number}, maybe empty."""
-    with h5py.File(path) as file:
-        hidden = ("model_config", "training_config", "backend")
-        return {name: x for name, x in file.attrs.items() if name not in hidden}
+def with_softmax(model):
+    """A model that gives probabilities in place of logits."""
+    _, keras = import_tensorflow()
+    return keras.Sequential([model, keras.layers.Softmax()])
+
+
+def find_models(folder):
+    """The paths of all models in a folder. Raises InputError if there are none."""
+    paths = [p for p in folder.glob("*") if p.suffix in (".h5", ".hdf5", ".keras")]
+    if not paths:
+        raise InputError(f"{folder} has no models: train them, or name files")
+    return sorted(paths)
+
+
+def describe(path, model):
+    """Print the layers of a model and what its .h5 file says of its training."""
+    print(f"\n{path}")
+    print(f"{'layer':20} {'kind':12} {'output':>12}  {'':20} {'weights':>9}")
+    for layer in layer_table(model):
+        print("{:20} {:12} {!s:>12}  {:20} {:9,}".format(*layer))
+    if h5py.is_hdf5(path):
+        with h5py.File(path) as file:
+            for name, value in file.attrs.items():
+                if name not in ("model_config", "training_config", "backend"):
+                    print(f"{name:20} {value}")
 
 
 def layer_table(model):
     """(name, kind, output shape, what it does, number of weights) of every layer."""
     rows = []
     for layer in model.layers:
-        settings = layer.get_config()
-        words = [settings.get("activation", "")]
-        if "rate" in settings:
-            words = [f"rate {settings['rate']:g}"]
-        if regularizer := settings.get("kernel_regularizer"):
+        config = layer.get_config()
+        words = []
+        if isinstance(config.get("activation"), str):
+            words.append(config["activation"])
+        for name in ("rate", "negative_slope", "kernel_size", "pool_size"):
+            if name in config:
+                words.append(f"{name.replace('_', ' ')} {config[name]}")
+        if regularizer := config.get("kernel_regularizer"):
             words += [f"{k.upper()} {v:g}" for k, v in regularizer["config"].items()]
-        shape = layer.output.shape[1:]
+        try:
+            shape = layer.output.shape[1:]
+        except (AttributeError, ValueError):  # a layer that is used twice has two
+            shape = "?"
         kind = type(layer).__name__
         rows.append((layer.name, kind, shape, " ".join(words), layer.count_params()))
     return rows
 
 
-# ----------------------------------------------------------------------- the plots
+# -------------------------------------------------------------- the tables and plots
+def mean_and_spread(values):
+    """Mean, standard deviation and standard error over the seeds, the first axis. The
+    spread of a single seed is not known: NaN."""
+    values = np.array(values)
+    deviation = np.full(values.shape[1:], math.nan)
+    if len(values) > 1:
+        deviation = values.std(axis=0, ddof=1)
+    return values.mean(axis=0), deviation, deviation / math.sqrt(len(values))
+
+
+def write_csv(path, rows):
+    """A list of dicts with the same keys as a table."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def write_tables(folder, histories, results, study, seeds):
+    """history.csv, results.csv and, if there is a study, study.csv."""
+    history_rows = []
+    result_rows = []
+    for setting, history in histories.items():
+        for number, seed in enumerate(seeds):
+            trial = {**setting._asdict(), "seed": seed}
+            for epoch in range(setting.epochs):
+                values = {name: runs[number, epoch] for name, runs in history.items()}
+                history_rows.append({**trial, "epoch": epoch + 1, **values})
+            if setting in results:
+                scores, _ = results[setting][number]
+                result_rows.append({"model": setting.model_name, **trial, **scores})
+    write_csv(folder / "history.csv", history_rows)
+    write_csv(folder / "results.csv", result_rows)
+    if study:
+        write_csv(folder / "study.csv", study)
+    elif (folder / "study.csv").exists():
+        print("models/study.csv and its plot are left from an earlier run")
+
+
+def report_study(study):
+    """A line of 60 columns for each value, without L2 and with it."""
+    for architecture in dict.fromkeys(row["architecture"] for row in study):
+        print(
+            f"\nStudy of {architecture.title()}: validation accuracy, and its difference"
+        )
+        print("from that of the final setting; left without L2, right with L2")
+        lines = {}  # {hyperparameter and value: {use_regularizer: cell}}
+        for row in study:
+            if row["architecture"] == architecture:
+                name = f"{row['hyperparameter'].split('_')[0]:8} {row['value']:<6g}"
+                cell = f" {row['val_accuracy']:.4f} {row['difference']:+.4f}"
+                if row["seeds"] > 1:
+                    cell += f"±{row['standard_error']:.4f}"
+                lines.setdefault(name, {})[row["use_regularizer"]] = cell
+        for name, cells in lines.items():
+            print(name + cells[False] + cells[True])
+    if study and study[0]["seeds"] == 1:
+        print("One seed: small differences may be chance.")
+
+
+def report_results(results):
+    """The test results: means over the seeds and, below, standard deviations."""
+    scores = {}  # {label: {score: array of shape (seeds,)}}
+    for setting, tested in results.items():
+        rows = [row for row, _ in tested]
+        scores[setting.label] = {k: np.array([row[k] for row in rows]) for k in rows[0]}
+    print(f"\n{'Test results':14}" + "".join(f"{name:>9}" for name in rows[0]))
+    for label, columns in scores.items():
+        spreads = [mean_and_spread(values) for values in columns.values()]
+        means = [f"{mean:9.4f}".replace("     nan", "diverged") for mean, *_ in spreads]
+        print(f"{label:14}" + "".join(means))
+        if len(rows) > 1:
+            print(
+                " " * 14 + "".join(f"  ±{deviation:.4f}" for _, deviation, _ in spreads)
+            )
+    print("The loss is cross-entropy + L2 penalty.")
+    if len(rows) > 1:
+        plain = [setting.label for setting in results if not setting.use_regularizer]
+        pairs = [*itertools.combinations(plain, 2), *((x, f"{x} + L2") for x in plain)]
+        for one, other in pairs:
+            differences = scores[one]["accuracy"] - scores[other]["accuracy"]
+            mean, _, error = mean_and_spread(differences)
+            print(f"{one} - {other}: {mean:+.4f}, standard error {error:.4f}")
+
+
+def report_classes(y_test, probabilities):
+    """scikit-learn's table of the scores of each class."""
+    from sklearn.metrics import classification_report
+
+    table = classification_report(
+        y_test.argmax(axis=1), probabilities.argmax(axis=1), labels=range(10),
+        target_names=CLASS_NAMES, zero_division=0,
+    )  # fmt: skip
+    print(table)
+
+
 BLUE, ORANGE, RED = "#00508c", "#f0a000", "#b00000"
 LOOKS = {  # use_regularizer: told apart by the colour blind and in greyscale
     False: {"label": "without L2", "color": BLUE, "linestyle": "-"},
     True: {"label": "with L2", "color": ORANGE, "linestyle": "--"},
 }
+
+
+def draw(options, histories, results, study, test):
+    """All plots. Those of a single model show the first seed's."""
+    images, labels = test[0], test[1].argmax(axis=1)
+    seed = f", seed {options.seed}" if options.repeats > 1 else ""
+    figures = {"accuracy_and_loss": plot_training({s: histories[s] for s in results})}
+    for setting, tested in results.items():
+        scores, probabilities = tested[0]
+        title = f"{setting.label}{seed}: test accuracy {scores['accuracy']:.2%}"
+        figures[setting.model_name.replace("model", "confusion_matrix")] = (
+            plot_confusion_matrix(title, labels, probabilities)
+        )
+        if not setting.use_regularizer:
+            path = options.folder / f"models/{setting.model_name}.h5"
+            figure = plot_architecture(load_classifier(path))
+            figures[f"architecture_{setting.architecture}"] = figure
+    best = max(
+        results, key=lambda s: np.nan_to_num(histories[s]["val_accuracy"][:, -1]).mean()
+    )
+    figures["predictions"] = plot_predictions(
+        f"{best.label}{seed}", images, labels, results[best][0][1]
+    )
+    for setting in results:
+        rows = [row for row in study if row["architecture"] == setting.architecture]
+        if rows and not setting.use_regularizer:
+            figure = plot_hyperparameters(rows, setting)
+            figures[f"hyperparameters_{setting.architecture}"] = figure
+    note = ""
+    if options.quick:
+        note = "A quick run: differences of 3 points may be chance."
+    for name, figure in figures.items():
+        save_figure(figure, options.folder / f"plots/{name}.png", note)
 
 
 def new_figure(rows, columns, size, title, sharey="none"):
@@ -514,20 +781,21 @@ def plot_architecture(model):
     return figure
 
 
-def plot_hyperparameters(study, centre):
-    """Validation accuracy over each hyperparameter of Tyler, without and with L2.
+def plot_hyperparameters(study, final):
+    """Validation accuracy over each hyperparameter of a network, without and with L2.
 
-    `study` are the rows of study.csv, `centre` is Tyler's final setting.
+    `study` are the network's rows of study.csv, `final` is its final setting.
     """
     spread = f"mean and standard deviation of {study[0]['seeds']} seeds"
     if study[0]["seeds"] == 1:
         spread = "one seed: small differences may be chance"
-    title = f"Tyler, one hyperparameter moved at a time ({spread})"
+    network = final.architecture.title()
+    title = f"{network}, one hyperparameter moved at a time ({spread})"
     names = list(dict.fromkeys(row["hyperparameter"] for row in study))
     lines = math.ceil(len(names) / 2)
     figure, axes = new_figure(lines, 2, (10, 3.3 * lines + 0.4), title)
     for ax in axes[len(names) :]:
-        ax.remove()
+        ax.remove()  # an odd number of panels leaves one empty
     shared_axis = axes[names.index("epochs")]
     for ax, name in zip(axes, names):
         rows = [row for row in study if row["hyperparameter"] == name]
@@ -539,7 +807,7 @@ def plot_hyperparameters(study, centre):
             y = [row["val_accuracy"] for row in curve]
             deviations = [row["standard_deviation"] for row in curve]
             ax.errorbar(x, y, deviations, marker="o", capsize=3, **look)
-        middle = values.index(getattr(centre, name))
+        middle = values.index(getattr(final, name))
         ax.axvline(middle, color="grey", linestyle=":", label="final models' setting")
         ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         ax.set(xlabel=name.replace("_", " "), ylabel="validation accuracy")
@@ -559,19 +827,26 @@ def plot_training(histories):
     """
     seeds = len(next(iter(histories.values()))["loss"])
     spread = f" (mean of {seeds} seeds, bands: standard deviation)" if seeds > 1 else ""
+    networks = list(dict.fromkeys(setting.architecture for setting in histories))
+    size = (10, 4.3 * len(networks) + 0.4)
     title = f"The networks in training{spread}"
-    figure, axes = new_figure(2, 2, (10, 9), title, sharey="col")
-    panels = {"tyler": axes[:2], "jackson": axes[2:]}
+    figure, axes = new_figure(len(networks), 2, size, title, sharey="col")
     y_labels = {"accuracy": "accuracy", "loss": "loss (cross-entropy + L2 penalty)"}
     curves = (("training", "", 1), ("validation", "val_", 2.5))  # prefix, line width
     for setting, history in histories.items():
         look = LOOKS[setting.use_regularizer]
-        for ax, metric in zip(panels[setting.architecture], y_labels):
+        row = 2 * networks.index(setting.architecture)
+        for ax, metric in zip(axes[row : row + 2], y_labels):
             for part, prefix, width in curves:
                 mean, deviation, _ = mean_and_spread(history[prefix + metric])
                 epochs = np.arange(1, len(mean) + 1)
-                label = f"{part}, {look['label']}"
-                ax.plot(epochs, mean, **{**look, "label": label, "linewidth": width})
+                style = {
+                    **look,
+                    "label": f"{part}, {look['label']}",
+                    "linewidth": width,
+                }
+                marker = "o" if len(epochs) == 1 else ""  # a line needs two points
+                ax.plot(epochs, mean, marker=marker, **style)
                 low, high = mean - deviation, mean + deviation
                 ax.fill_between(epochs, low, high, color=look["color"], alpha=0.2)
             ax.set(xlabel="epoch", ylabel=y_labels[metric])
