@@ -5,11 +5,13 @@ What is slow to import (TensorFlow, scikit-learn, matplotlib) is imported where 
 """
 
 import ast
+import asyncio
 import contextlib
 import csv
 import functools
 import gzip
 import hashlib
+import importlib
 import inspect
 import io
 import itertools
@@ -19,6 +21,7 @@ import math
 import multiprocessing
 import os
 import platform
+import random
 import signal
 import socket
 import subprocess
@@ -276,6 +279,11 @@ def train_missing(keys, run_trial, options):
     KEY.h5 for each trial. If a worker dies, another one trains what is missing.
     """
     store = options.folder / ".trials"
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=store).close()  # to see whether that can be done
+    except OSError as error:
+        raise InputError(f"{error}: name another folder with --output-dir") from None
     files = {trial: store / f"{key}.h5" for trial, key in keys.items()}
     missing = {
         trial: key
@@ -330,6 +338,10 @@ def train_and_keep(run_trial, trial, key, store, options):
     """What a worker does. One of this machine keeps the trial's file itself: to return
     it would be a large message, and a pool hangs for ever if a worker dies while it
     sends one. One of a cluster returns it."""
+    if options.cluster:
+        # Dask measures objects in another thread, with numbers from the generator that
+        # Keras takes its seeds from. It gets one of its own.
+        importlib.import_module("dask.sizeof").random = random.Random()
     own_key, content = run_trial(*trial, options)
     if own_key != key:
         problem = "a worker's scripts, data or libraries are not those of this run"
@@ -387,9 +399,12 @@ def cluster_workers(options):
         import distributed
     except ImportError:
         raise InputError(f"{flag}: pip install dask[distributed] first") from None
+    connection = distributed.comm.connect(options.cluster)
     try:
+        # Client would wait for ever for a port that speaks, say, HTTP.
+        asyncio.run(asyncio.wait_for(connection, TIMEOUT))
         client = distributed.Client(options.cluster, timeout=TIMEOUT)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, distributed.TimeoutError) as error:
         reason = str(error) or "no Dask scheduler answers there"
         raise InputError(f"{flag}: {reason}") from None
     with client:
@@ -674,15 +689,17 @@ def report_results(results):
     for setting, tested in results.items():
         rows = [row for row, _ in tested]
         scores[setting.label] = {k: np.array([row[k] for row in rows]) for k in rows[0]}
-    print(f"\n{'Test results':14}" + "".join(f"{name:>9}" for name in rows[0]))
+    print(f"\n{'Test results':12}" + "".join(f" {name:>8}" for name in rows[0]))
     for label, columns in scores.items():
-        spreads = [mean_and_spread(values) for values in columns.values()]
-        means = [f"{mean:9.4f}".replace("     nan", "diverged") for mean, *_ in spreads]
-        print(f"{label:14}" + "".join(means))
+        means = deviations = ""
+        for name, values in columns.items():
+            mean, deviation, _ = mean_and_spread(values)
+            width = 1 + max(8, len(name))
+            means += f"{mean:{width}.4f}".replace("     nan", "diverged")
+            deviations += f"±{deviation:.4f}".rjust(width)
+        print(f"{label:12}{means}")
         if len(rows) > 1:
-            print(
-                " " * 14 + "".join(f"  ±{deviation:.4f}" for _, deviation, _ in spreads)
-            )
+            print(" " * 12 + deviations)
     print("The loss is cross-entropy + L2 penalty.")
     if len(rows) > 1:
         plain = [setting.label for setting in results if not setting.use_regularizer]
