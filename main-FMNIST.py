@@ -22,11 +22,12 @@ import joblib
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # with PYTHONSAFEPATH, Python does not do this
+sys.path.insert(0, str(HERE))  # Python does this, too, unless it is told not to
 util = importlib.import_module("util-FMNIST")  # `import` cannot spell the hyphen
 
 # The published values: those of the final models, and those that the study tries.
 # Epochs are not in STUDY: one training of 50 tells the accuracies after 10, 20, 30, 40.
+# That makes 28 trainings for a seed: 4 final ones, and 12 more of Tyler, twice.
 FINAL = {"dropout_rate": 0.3, "learning_rate": 0.001, "batch_size": 128, "epochs": 50}
 STUDY = {
     "dropout_rate": (0.1, 0.2, 0.3, 0.4, 0.5),
@@ -34,7 +35,7 @@ STUDY = {
     "batch_size": (32, 64, 128, 256, 512),
 }
 STUDIED = ("tyler",)  # the networks whose hyperparameters are moved
-PUBLISHED = {  # test accuracies after 50 epochs
+PUBLISHED = {  # test accuracies after 50 epochs, to be printed below ours
     "Tyler": 0.8882, "Tyler + L2": 0.8786, "Jackson": 0.8915, "Jackson + L2": 0.8716,
 }  # fmt: skip
 
@@ -43,7 +44,7 @@ PUBLISHED = {  # test accuracies after 50 epochs
 class Setting(NamedTuple):
     """A network and its hyperparameters. A trial is a setting and a seed."""
 
-    architecture: str  # a name in NETWORKS of model-FMNIST.py
+    architecture: str  # the network's name in NETWORKS of model-FMNIST.py
     use_regularizer: bool
     dropout_rate: float
     learning_rate: float
@@ -55,12 +56,12 @@ class Setting(NamedTuple):
         return self.architecture.title() + (" + L2" if self.use_regularizer else "")
 
     @property
-    def model_name(self):
+    def model_name(self):  # model_tyler_0 without L2, model_tyler_1 with it
         return f"model_{self.architecture}_{self.use_regularizer:d}"
 
 
 def final_settings(options):
-    """The settings of the models that are saved, from the options."""
+    """The settings of the models that are saved: FINAL, unless options say otherwise."""
     values = {name: getattr(options, name) for name in FINAL}
     return [
         Setting(architecture, use_regularizer, **values)
@@ -70,9 +71,11 @@ def final_settings(options):
 
 
 def study_settings(final):
-    """{(hyperparameter, value): the final setting with this one value moved}"""
+    """Return {(hyperparameter, value): setting}. Each setting is the final one with one
+    value replaced, for example ("batch_size", 64)."""
     moved = {}
     for name, published in STUDY.items():
+        # The final value may be one of the user's that is not published.
         for value in sorted({*published, getattr(final, name)}):
             moved[name, value] = final._replace(**{name: value})
     return moved
@@ -80,15 +83,17 @@ def study_settings(final):
 
 @functools.cache
 def import_networks():
-    """model-FMNIST.py. It imports Keras, which takes seconds, so only for work."""
+    """Import model-FMNIST.py. It imports Keras, which takes seconds, so --help does not
+    call this."""
     util.import_tensorflow()
     module = importlib.import_module("model-FMNIST")
-    util.source_code(module)  # reads it now: it may be edited while this runs
+    util.source_code(module)  # caches the source: the file may be edited later
     return module
 
 
 def build_network(setting):
-    """The setting's network, untrained. Its builder gets what is not of the training."""
+    """The setting's network, untrained. Its builder gets use_regularizer, dropout_rate,
+    and what else a setting has that is not for the training."""
     of_training = ("architecture", "learning_rate", "batch_size", "epochs")
     arguments = {k: v for k, v in setting._asdict().items() if k not in of_training}
     return import_networks().NETWORKS[setting.architecture](**arguments)
@@ -100,13 +105,14 @@ def train_trial(setting, seed, train, validation):
 
     `train` and `validation` are (images, labels) as `util.load_data` gives them. When a
     weight or a value of the history is not finite, training stops, and the history is
-    NaN from this epoch on.
+    NaN from the epoch on in which that happens.
     """
     tf, keras = util.import_tensorflow()
     keras.utils.clear_session()  # frees the last trial's graphs; names start anew
-    keras.utils.set_random_seed(seed)  # of the first weights and the dropout
-    random = np.random.default_rng(seed)  # of the order of the images
+    keras.utils.set_random_seed(seed)  # decides the first weights and the dropout
+    random = np.random.default_rng(seed)  # decides the order of the images
     model = build_network(setting)
+    # Keras's Adam: the same formula, but one operation for each array of weights.
     optimizer = util.adam(setting.learning_rate)
     run_epoch = epoch_function(model, optimizer)
     x_train, y_train = tf.constant(train[0]), tf.constant(train[1])
@@ -121,7 +127,7 @@ def train_trial(setting, seed, train, validation):
         # The batch size of the validation changes nothing but its time.
         validated = run_epoch(x_val, y_val, in_order, batch_size=1000, training=False)
         values |= {f"val_{name}": value for name, value in validated.items()}
-        # The weights, too: a NaN that enters a ReLU in the graph comes out as 0.
+        # The weights, too: the graph's ReLU turns a NaN into 0, and hides it so.
         numbers = [*values.values(), *model.get_weights()]
         if not all(np.isfinite(number).all() for number in numbers):
             break
@@ -142,11 +148,11 @@ def epoch_function(model, optimizer):
     tf, keras = util.import_tensorflow()
     cross_entropy = keras.losses.CategoricalCrossentropy()
     weights = model.trainable_variables
-    optimizer.build(weights)
+    optimizer.build(weights)  # makes Adam's variables, which a graph may not
 
-    # TensorFlow calls this once for training and once for validation, and makes a graph
-    # of it. The `for` over a tensor becomes a loop of the graph. The `if` does not: its
-    # condition is Python's, so it decides what goes into the graph.
+    # TensorFlow runs this Python code twice, for training and for validation, and records
+    # a graph each time. Every later call runs a graph. The `for` over a tensor becomes a
+    # loop of the graph. The `if` is Python's: it decides what is recorded.
     @tf.function
     def run_epoch(images, labels, order, batch_size, training):
         loss_sum = hits = 0.0
@@ -156,7 +162,7 @@ def epoch_function(model, optimizer):
             y = tf.gather(labels, batch)
             with tf.GradientTape() as tape:
                 probabilities = model(x, training=training)
-                loss = cross_entropy(y, probabilities) + sum(model.losses)  # L2's
+                loss = cross_entropy(y, probabilities) + sum(model.losses)  # L2
             if training:
                 optimizer.apply(tape.gradient(loss, weights), weights)
             right = tf.equal(tf.argmax(probabilities, 1), tf.argmax(y, 1))
@@ -168,7 +174,8 @@ def epoch_function(model, optimizer):
 
 
 def run_trial(setting, seed, options):
-    """What a worker does, here or on a cluster: (the trial's key, its .h5 file)."""
+    """Train one trial in a worker. Return (its key, its .h5 file). A worker makes the key
+    itself, as it may have other scripts, data or libraries than this process."""
     train, validation, _ = util.load_data(options.data_dir, options.quick)
     key = trial_key(setting, seed, options)
     return key, train_trial(setting, seed, train, validation)
@@ -178,23 +185,26 @@ def run_trial(setting, seed, options):
 def run_experiment(options):
     """Train what is missing, test, write the models, tables and plots, and report.
 
-    studies    {final setting: {(hyperparameter, value): setting}}
+    studies    {final setting: {("batch_size", 64): setting, ...}}
     files      {(setting, seed): path of the .h5 file}
     histories  {setting: {metric: array of shape (seeds, epochs)}}
     results    {final setting: [(scores, probabilities) for each seed]}
     """
     train, validation, test = util.load_data(options.data_dir, options.quick)
-    final = final_settings(options)
-    check_networks(final, train, validation)
+    finals = final_settings(options)
+    check_networks(finals, train, validation)
     studies = {}
     if not options.no_sweep:
-        studies = {s: study_settings(s) for s in final if s.architecture in STUDIED}
-    settings = [*final]
+        studies = {s: study_settings(s) for s in finals if s.architecture in STUDIED}
+    settings = [*finals]
     for moved in studies.values():
         settings += moved.values()
-    settings = list(dict.fromkeys(settings))  # each once, the final ones first
+    settings = list(
+        dict.fromkeys(settings)
+    )  # each once: a study has its final one, too
     seeds = range(options.seed, options.seed + options.repeats)
     trials = itertools.product(settings, seeds)
+    # A key names the trial's file. If there is a file of this name, it was trained before.
     keys = {trial: trial_key(*trial, options) for trial in trials}
     files = util.train_missing(keys, run_trial, options)
 
@@ -205,12 +215,12 @@ def run_experiment(options):
     study = study_rows(studies, histories)
     print("Testing the models")
     results = {}
-    for setting in final:
+    for setting in finals:
         models = [util.load_classifier(files[setting, seed]) for seed in seeds]
         results[setting] = [test_model(model, test) for model in models]
 
     print("Writing the models, tables and plots")
-    for setting in final:
+    for setting in finals:
         content = files[setting, seeds[0]].read_bytes()
         util.write_whole(options.folder / f"models/{setting.model_name}.h5", content)
     util.write_tables(options.folder / "models", histories, results, study, seeds)
@@ -218,19 +228,21 @@ def run_experiment(options):
     util.report_study(study)
     util.report_results(results)
     print("Published accuracies after 50 epochs:")
-    print(", ".join(f"{label} {accuracy}" for label, accuracy in PUBLISHED.items()))
+    for label, accuracy in PUBLISHED.items():
+        print(f"{label:12} {accuracy}")
     if options.quick:
         print("A quick run cannot be compared with these.")
     print(f"The files are in models/ and plots/ of {options.folder}")
 
 
 def check_networks(settings, train, validation):
-    """Build, write and read back each network, untrained. What cannot work says so now,
-    not after all training."""
+    """Build, save and load each network before any training, so that a fault in one shows
+    at once."""
     unknown = {*STUDIED} - {setting.architecture for setting in settings}
     if unknown:
         raise util.InputError(f"STUDIED names {unknown}, which NETWORKS lacks")
     for setting in settings:
+        # With no epochs, it is built and saved, and nothing is trained.
         content = train_trial(setting._replace(epochs=0), 0, train, validation)
         util.check_file(setting.label, content)
 
@@ -245,12 +257,13 @@ def study_rows(studies, histories):
         accuracies = {}  # {(hyperparameter, value): array of shape (seeds,)}
         for point, setting in moved.items():
             accuracies[point] = histories[setting]["val_accuracy"][:, -1]
-        for fifth in (1, 2, 3, 4, 5):  # epochs 10, 20, 30, 40 and 50
+        for fifth in (1, 2, 3, 4, 5):  # of 50 epochs: 10, 20, 30, 40, 50
             epoch = math.ceil(final.epochs * fifth / 5)
             accuracies["epochs", epoch] = by_epoch[:, epoch - 1]
-        for (hyperparameter, value), found in accuracies.items():
-            mean, deviation, _ = util.mean_and_spread(found)
-            difference, _, error = util.mean_and_spread(found - reference)
+        for (hyperparameter, value), by_seed in accuracies.items():
+            # util: the mean, its standard deviation, its standard error
+            mean, deviation, _ = util.mean_and_spread(by_seed)
+            difference, _, error = util.mean_and_spread(by_seed - reference)
             row = {
                 "architecture": final.architecture,
                 "use_regularizer": final.use_regularizer,
@@ -260,7 +273,7 @@ def study_rows(studies, histories):
                 "standard_deviation": deviation,
                 "difference": difference,
                 "standard_error": error,
-                "seeds": len(found),
+                "seeds": len(by_seed),
             }
             rows.append(row)
     return rows
@@ -276,7 +289,7 @@ def test_model(model, test):
 
     images, y_test = test
     x_test = images / np.float32(255)
-    x_test = x_test.reshape(-1, *model.input_shape[1:])  # a user's may be (784,)
+    x_test = x_test.reshape(-1, *model.input_shape[1:])  # --evaluate: maybe (784,)
     model.compile(loss="categorical_crossentropy")  # for `evaluate`; nothing is trained
     loss = model.evaluate(x_test, y_test, batch_size=1000, verbose=0)
     probabilities = model.predict(x_test, batch_size=1000, verbose=0)
@@ -293,9 +306,30 @@ def test_model(model, test):
     return scores, probabilities
 
 
+# ----------------------------------------------------------- no trial is trained twice
+# The experiment ends here. These functions, and model-FMNIST.py, make a trial's numbers.
+# If a statement of them is edited, all trials are trained again.
+CODE = [
+    util.source_code(function)
+    for function in (
+        build_network, train_trial, epoch_function, run_trial, util.adam,
+        util.model_file, util.in_keras2_words, util.fix_environment,
+        util.import_tensorflow,
+    )
+]  # fmt: skip
+
+
+def trial_key(setting, seed, options):
+    """A hash of all that decides a trial's numbers. It names the trial's file."""
+    code = [*CODE, util.source_code(import_networks())]
+    conditions = util.conditions(options.data_dir, options.quick)
+    return joblib.hash([setting._asdict(), seed, code, conditions])
+
+
+# ------------------------------------------------- models of others, and our own
 def evaluate_files(options):
-    """--evaluate: what saved models are, and how they score. The exit status is 2 if one
-    cannot be used; the others are shown all the same."""
+    """--evaluate: what saved models are, and how they score. If one cannot be used, the
+    others are shown all the same, and the exit status is 2."""
     *_, test = util.load_data(options.data_dir, options.quick)
     paths = options.evaluate or util.find_models(options.folder / "models")
     status = 0
@@ -309,6 +343,7 @@ def evaluate_files(options):
 
 
 def evaluate_file(path, test):
+    """Show a model's layers and scores, and what is unusual about it."""
     images, y_test = test
     model = util.load_classifier(path)
     util.describe(path, model)
@@ -327,29 +362,8 @@ def evaluate_file(path, test):
         print(f"It was trained on pixels from 0 to 255: on those, accuracy {accuracy}")
 
 
-# ----------------------------------------------------------- no trial is trained twice
-# What makes a trial's numbers, besides model-FMNIST.py. If a statement of this is
-# edited, all trials are trained again.
-CODE = [
-    util.source_code(function)
-    for function in (
-        build_network, train_trial, epoch_function, run_trial, util.adam,
-        util.model_file, util.in_keras2_words, util.fix_environment,
-        util.import_tensorflow,
-    )
-]  # fmt: skip
-
-
-def trial_key(setting, seed, options):
-    """The name of the trial's file: a hash of all that its numbers depend on. A worker
-    makes it of the data, scripts and libraries that this worker really has."""
-    code = [*CODE, util.source_code(import_networks())]
-    conditions = util.conditions(options.data_dir, options.quick)
-    return joblib.hash([setting._asdict(), seed, code, conditions])
-
-
 # -------------------------------------------------------------------- the command line
-LIMITS = {  # of the options, and of the study's values
+LIMITS = {  # the lowest and the highest value of an option, and in STUDY
     "dropout_rate": (0, 0.99), "learning_rate": (1e-12, 1e12), "batch_size": (1, 10**6),
     "epochs": (1, 10**6), "seed": (0, 10**7), "repeats": (1, 1000), "jobs": (1, 1000),
 }  # fmt: skip
@@ -369,28 +383,24 @@ def parse_options(arguments=None):
     add("--data-dir", metavar="DIR", help="the folder with the four data files")
     add("--output-dir", metavar="DIR", type=Path, help="where models/ and plots/ go")
     for name, value in FINAL.items():
-        note = "; quick: 5" if name == "epochs" else ""
-        about = f"of the final models ({value}{note})"
+        about = f"of the final models ({value})"
         add(as_flag(name), metavar="X", type=type(value), help=about)
     add("--seed", metavar="N", type=int, default=0, help="the first seed (0)")
     add("--repeats", metavar="N", type=int, default=1, help="how many seeds (1)")
     add("--jobs", metavar="N", type=int, default=cores, help="trials at a time (cores)")
     add("--cluster", metavar="ADDRESS", help="a Dask cluster, tcp://HOST:8786")
     options = parser.parse_args(arguments)
-    defaults = {**FINAL, "epochs": 5} if options.quick else FINAL
-    for name, value in defaults.items():
+    if options.epochs is None and options.quick:
+        options.epochs = 5
+    for name, value in FINAL.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     beside_script = HERE / "quick" if options.quick else HERE
     options.folder = (options.output_dir or beside_script).resolve()
     for name, (low, high) in LIMITS.items():
-        for value in (getattr(options, name), *STUDY.get(name, ())):
-            if not low <= value <= high:
-                limits = f"a number from {low} to {high}"
-                fail(f"{as_flag(name)} or STUDY: {value} is not {limits}")
-    for name in STUDY:
-        if name not in FINAL or name == "epochs":
-            fail(f"STUDY in this script cannot have {name!r}")
+        values = (getattr(options, name), *STUDY.get(name, ()))
+        if not all(low <= value <= high for value in values):
+            fail(f"{as_flag(name)} and STUDY: only numbers from {low} to {high}")
     return options
 
 
@@ -427,8 +437,8 @@ def fail(message, status=2):
 
 
 if __name__ == "__main__":
-    # Workers know the functions by this module's own name, not by "__main__". A notebook
-    # that runs this again may have older versions of the scripts.
+    # Import this file as a module, and run that: a worker finds `run_trial` by the name of
+    # its module, which must not be "__main__". A notebook may hold older versions.
     for script in ("main-FMNIST", "model-FMNIST", "util-FMNIST"):
         sys.modules.pop(script, None)
     importlib.import_module("main-FMNIST").main()

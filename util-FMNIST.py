@@ -1,7 +1,9 @@
-"""What a reader of the experiment may skip: TensorFlow's start, the data, many trials at
-a time, saved models, the tables and plots.
+"""The machinery around the experiment: TensorFlow's start, the data, many trials at a
+time, saved models, the tables and plots.
 
-What is slow to import (TensorFlow, scikit-learn, matplotlib) is imported where needed.
+Three functions decide numbers: fix_environment (one thread), adam (the optimizer) and
+load_data (the split). A reader may skip the rest. What is slow to import (TensorFlow,
+scikit-learn, matplotlib) is imported where needed.
 """
 
 import ast
@@ -67,8 +69,8 @@ def fix_environment():
     """Let nothing of the user's change a trial's weights.
 
     TensorFlow gets one thread, as the order in which it adds up depends on their number,
-    and the CPU, as a GPU rounds otherwise. oneDNN makes it faster where there is no
-    AVX-512, too. A wrong MPLBACKEND would stop Keras, which imports matplotlib; a
+    and the CPU, as a GPU rounds otherwise. Without AVX-512, it uses oneDNN, which is
+    faster, only if it is told. A wrong MPLBACKEND would stop Keras, which imports matplotlib; a
     notebook's stays.
     """
     prefixes = ("TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS_")
@@ -95,7 +97,7 @@ def import_tensorflow():
     os.environ["KERAS_HOME"] = os.devnull  # so that no keras.json is found
     stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)  # TensorFlow's C++ code writes there of GPUs
+        os.dup2(nowhere.fileno(), 2)  # TensorFlow's C++ code tells stderr of GPUs
     try:
         import keras
         import tensorflow
@@ -115,29 +117,23 @@ def import_tensorflow():
 
 
 def adam(learning_rate):
-    """Keras's Adam, which takes one operation for each step of a weight, not a dozen.
-
-    Any other optimizer of Keras's can take its place.
-    """
+    """Keras's Adam with the same update, but as one TensorFlow operation for each array
+    of weights, not a dozen: a step takes less time. Any other optimizer of Keras's can
+    take its place."""
     tf, keras = import_tensorflow()
 
     class Adam(keras.optimizers.Adam):
         def update_step(self, gradient, variable, learning_rate):
             index = self._get_variable_index(variable)
             step = tf.cast(self.iterations + 1, tf.float32)
-            # A raw operation takes a variable by its handle, and changes it.
+            # A raw operation takes a variable by its handle, and changes it. The powers
+            # correct the bias of the first steps.
             tf.raw_ops.ResourceApplyAdam(
-                var=variable.handle,
-                m=self._momentums[index].value.handle,
-                v=self._velocities[index].value.handle,
-                beta1_power=self.beta_1**step,
-                beta2_power=self.beta_2**step,
-                lr=learning_rate,
-                beta1=self.beta_1,
-                beta2=self.beta_2,
-                epsilon=self.epsilon,
-                grad=gradient,
-            )
+                var=variable.handle, m=self._momentums[index].value.handle,
+                v=self._velocities[index].value.handle, grad=gradient, lr=learning_rate,
+                beta1=self.beta_1, beta1_power=self.beta_1**step,
+                beta2=self.beta_2, beta2_power=self.beta_2**step, epsilon=self.epsilon,
+            )  # fmt: skip
 
     return Adam(learning_rate)
 
@@ -149,7 +145,7 @@ def load_data(data_dir=None, quick=False):
 
     Images are uint8 arrays of shape (n, 28, 28) with pixels from 0 to 255; the networks
     take them divided by 255. Labels are one-hot float32 arrays of shape (n, 10). The
-    last fifth of the training images validates: n is 48,000, 12,000 and 10,000. With
+    last fifth of the training images is for validation: n is 48,000, 12,000 and 10,000. With
     `quick`, n is 4,800, 1,200 and 2,000. Without `data_dir`, `find_data` finds the
     files. Raises InputError if one is missing or not what it should be.
     """
@@ -285,11 +281,7 @@ def train_missing(keys, run_trial, options):
     except OSError as error:
         raise InputError(f"{error}: name another folder with --output-dir") from None
     files = {trial: store / f"{key}.h5" for trial, key in keys.items()}
-    missing = {
-        trial: key
-        for trial, key in keys.items()
-        if options.fresh or not is_whole(files[trial])
-    }
+    missing = [t for t, file in files.items() if options.fresh or not is_whole(file)]
     print(f"{len(files)} trials, {len(files) - len(missing)} of them trained before")
     if missing:
         print(f"{len(missing)} to train. First, TensorFlow starts.")
@@ -297,10 +289,7 @@ def train_missing(keys, run_trial, options):
     deaths = 0
     while missing:
         try:
-            for trial in train_in_workers(missing, run_trial, store, options):
-                del missing[trial]
-                done = len(files) - len(missing)
-                print(f"{trial_line(*trial, files[trial])}  {done:4}")
+            train_in_workers(missing, keys, files, run_trial, options)
         except futures.BrokenExecutor:
             deaths += 1
             if deaths == 5:
@@ -310,37 +299,40 @@ def train_missing(keys, run_trial, options):
     return files
 
 
-def train_in_workers(missing, run_trial, store, options):
-    """Train the trials of {trial: key} in workers. Yield each one when it is kept."""
+def train_in_workers(missing, keys, files, run_trial, options):
+    """Train the trials in `missing`. Each leaves the list once its file is written."""
     start_workers = cluster_workers if options.cluster else local_workers
-    columns = (
-        progress.SpinnerColumn(), "Training", progress.BarColumn(13),
-        progress.TaskProgressColumn(), progress.TimeElapsedColumn(), "elapsed",
-        progress.TimeRemainingColumn(), "left",
-    )  # fmt: skip
-    with (
-        progress.Progress(*columns, disable=not sys.stdout.isatty()) as bar,
-        start_workers(options) as pool,
-    ):
+    with start_workers(options) as pool, progress_bar() as bar:
         running = {}
-        for trial, key in missing.items():
-            future = pool.submit(train_and_keep, run_trial, trial, key, store, options)
-            running[future] = trial
+        for trial in missing:
+            task = (run_trial, trial, keys[trial], files[trial], options)
+            running[pool.submit(train_and_keep, *task)] = trial
         for future in bar.track(futures.as_completed(running), len(running)):
             trial = running[future]
             content = future.result()
             if content is not None:
-                write_whole(store / f"{missing[trial]}.h5", content)
-            yield trial
+                write_whole(files[trial], content)
+            missing.remove(trial)
+            done = len(files) - len(missing)
+            print(f"{trial_line(*trial, files[trial])}  {done:4}")
 
 
-def train_and_keep(run_trial, trial, key, store, options):
-    """What a worker does. One of this machine keeps the trial's file itself: to return
-    it would be a large message, and a pool hangs for ever if a worker dies while it
-    sends one. One of a cluster returns it."""
+def progress_bar():
+    """What a terminal shows below the lines, with a clock from the first second on."""
+    return progress.Progress(
+        progress.SpinnerColumn(), "Training", progress.BarColumn(13),
+        progress.TaskProgressColumn(), progress.TimeElapsedColumn(), "elapsed",
+        progress.TimeRemainingColumn(), "left", disable=not sys.stdout.isatty(),
+    )  # fmt: skip
+
+
+def train_and_keep(run_trial, trial, key, path, options):
+    """What a worker does with a trial. A worker of this machine writes the file itself:
+    to return it would be a large message, and a pool hangs for ever if a worker dies
+    while it sends one. A worker of a cluster returns it."""
     if options.cluster:
-        # Dask measures objects in another thread, with numbers from the generator that
-        # Keras takes its seeds from. It gets one of its own.
+        # In another thread, Dask draws from the random generator that gives Keras the
+        # seeds of the layers. So Dask gets a generator of its own.
         importlib.import_module("dask.sizeof").random = random.Random()
     own_key, content = run_trial(*trial, options)
     if own_key != key:
@@ -348,7 +340,7 @@ def train_and_keep(run_trial, trial, key, store, options):
         raise InputError(f"{problem}: start again (a cluster's workers, too)")
     if options.cluster:
         return content
-    write_whole(store / f"{key}.h5", content)
+    write_whole(path, content)
     return None
 
 
@@ -356,27 +348,31 @@ def train_and_keep(run_trial, trial, key, store, options):
 def local_workers(options):
     """An executor with processes of this machine, which end with the block."""
     others = multiprocessing.active_children()  # a notebook may have some
+    # multiprocessing asks for this, and IPython's %run leaves it out.
+    vars(sys.modules["__main__"]).setdefault("__spec__", None)
     spawn = multiprocessing.get_context("spawn")
     pool = futures.ProcessPoolExecutor(options.jobs, spawn, prepare_worker)
     # A terminal sends Ctrl-C to all processes. Workers that start while it is ignored
     # inherit that, and leave it to this process.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pool.submit(abs, 0)  # starts them
+    pool.submit(abs, 0)  # starts the workers
     signal.signal(signal.SIGINT, handler)
     try:
         yield pool
-    finally:
+    except BaseException:
         for process in multiprocessing.active_children():
             if process not in others:
                 process.kill()
+        raise
+    finally:
         pool.shutdown()
 
 
 def prepare_worker():
     """Keep a worker small and silent, and end it with its parent, even if that is
     killed."""
-    # Keras imports these two if it can, which costs a worker 80 MiB and a second. An
-    # import of what is None here fails.
+    # Keras imports these two if it can, which costs a worker 80 MiB and a second. A None
+    # makes the import fail.
     sys.modules["sklearn"] = None
     sys.modules["matplotlib"] = None
     with open(os.devnull, "w") as nowhere:
@@ -428,7 +424,7 @@ def trial_line(setting, seed, path):
 
 
 def is_whole(path):
-    """Whether HDF5 can open the file of a trial."""
+    """Whether the file of a trial can be opened and has its history."""
     try:
         return bool(read_histories([path]))
     except (OSError, KeyError):
@@ -436,7 +432,8 @@ def is_whole(path):
 
 
 def write_whole(path, content):
-    """Write a file. Even if the process is killed, it is the old one or the new one."""
+    """Write a file. Even if the process is killed, the path has the old content or the
+    new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
@@ -467,6 +464,8 @@ def model_file(model, optimizer, history, description):
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.h5")
+        # HDF5 may crash if the disk is full. This raises OSError before.
+        path.write_bytes(bytes(4 * model.count_params() + 100_000))
         try:
             model.save(path, include_optimizer=False)
             with h5py.File(path, "a") as file:
@@ -543,32 +542,30 @@ def load_classifier(path):
             raise InputError(f"it makes {gives} of {takes}, not (10,) of 28 x 28")
     except Exception as error:  # noqa: BLE001 - Keras and h5py raise nearly every kind
         reason = " ".join(str(error).split())
-        if len(reason) > 200:
-            reason = f"… {reason[-200:]}"  # Keras names the cause at the end
+        if len(reason) > 250:  # Keras names the cause at the beginning or at the end
+            reason = f"{reason[:100]} … {reason[-150:]}"
         raise InputError(f"{path}: no model that we can use: {reason}") from None
     return model
 
 
 def problem_of(path):
     """What a file has in place of a model, and what to do; None if Keras may read it."""
-    if path.is_dir() or path.suffix not in (".h5", ".hdf5", ".keras"):
+    if not path.is_file():
+        return "there is no such file"
+    if path.suffix not in (".h5", ".hdf5", ".keras"):
         return "only .h5, .hdf5 and .keras files are read: save the model as one"
-    with open(path, "rb") as file:
-        start = file.read(100).lstrip().lower()
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer: fetch the model itself with git lfs pull"
-    if start.startswith(b"<"):
-        return "it is a web page: download the model itself"
-    is_keras = zipfile.is_zipfile(path)
-    if is_keras != (path.suffix == ".keras"):
-        ending = ".keras" if is_keras else ".h5"
-        return (
-            f"its content is not that of a {path.suffix} file: is it a {ending} file?"
-        )
-    if not is_keras:
-        with h5py.File(path) as file:
-            if "model_config" not in file.attrs:
-                return "it holds weights and no layers: model.save saves both"
+    if zipfile.is_zipfile(path):
+        return None if path.suffix == ".keras" else "it is a .keras file: name it so"
+    if not h5py.is_hdf5(path):
+        with open(path, "rb") as file:
+            start = file.read(40).decode(errors="replace")
+        what = "a web page, a Git LFS pointer (git lfs pull), a part of a file?"
+        return f"it begins with {start!r}: {what} Fetch the model itself"
+    if path.suffix == ".keras":
+        return "it is an .h5 file: name it so"
+    with h5py.File(path) as file:
+        if "model_config" not in file.attrs:
+            return "it holds weights and no layers: model.save saves both"
     return None
 
 
@@ -589,9 +586,9 @@ def find_models(folder):
 def describe(path, model):
     """Print the layers of a model and what its .h5 file says of its training."""
     print(f"\n{path}")
-    print(f"{'layer':20} {'kind':12} {'output':>12}  {'':20} {'weights':>9}")
+    print(f"{'layer':20} {'kind':18} {'output':>12}  {'':18} {'weights':>9}")
     for layer in layer_table(model):
-        print("{:20} {:12} {!s:>12}  {:20} {:9,}".format(*layer))
+        print("{:20} {:18} {!s:>12}  {:18} {:9,}".format(*layer))
     if h5py.is_hdf5(path):
         with h5py.File(path) as file:
             for name, value in file.attrs.items():
@@ -665,10 +662,8 @@ def write_tables(folder, histories, results, study, seeds):
 def report_study(study):
     """A line of 60 columns for each value, without L2 and with it."""
     for architecture in dict.fromkeys(row["architecture"] for row in study):
-        print(
-            f"\nStudy of {architecture.title()}: validation accuracy, and its difference"
-        )
-        print("from that of the final setting; left without L2, right with L2")
+        print(f"\nStudy of {architecture.title()}: validation accuracy, its difference")
+        print("from the final setting's; left without L2, right with L2")
         lines = {}  # {hyperparameter and value: {use_regularizer: cell}}
         for row in study:
             if row["architecture"] == architecture:
@@ -695,7 +690,8 @@ def report_results(results):
         for name, values in columns.items():
             mean, deviation, _ = mean_and_spread(values)
             width = 1 + max(8, len(name))
-            means += f"{mean:{width}.4f}".replace("     nan", "diverged")
+            result = "diverged" if math.isnan(mean) else f"{mean:.4f}"
+            means += result.rjust(width)
             deviations += f"±{deviation:.4f}".rjust(width)
         print(f"{label:12}{means}")
         if len(rows) > 1:
@@ -766,7 +762,7 @@ def new_figure(rows, columns, size, title, sharey="none"):
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    figure.suptitle(title.encode(errors="replace").decode(), parse_math=False)
+    figure.suptitle(title)
     return figure, figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
 
 

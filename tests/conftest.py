@@ -37,11 +37,12 @@ util, model, main = (
 
 @pytest.fixture(scope="session")
 def make_trial(main):
-    """make_trial("jackson", seed=7, epochs=9) is a trial, short if nothing is said."""
+    """make_trial("jackson", seed=7, epochs=9) is a trial, short if nothing is said: the
+    pair (setting, seed)."""
 
     def make(architecture="tyler", seed=0, **values):
         setting = main.Setting(architecture, False, 0.3, 0.001, batch_size=64, epochs=1)
-        return main.Trial(setting._replace(**values), seed)
+        return setting._replace(**values), seed
 
     return make
 

@@ -1,15 +1,18 @@
-"""The helpers: the data and its sources, the store, files, saved models, pictures."""
+"""The helpers: data and its sources, the store, saved models, tables and pictures."""
 
 import contextlib
+import functools
+import importlib.util
+import itertools
 import json
 import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import h5py
 import keras
@@ -17,7 +20,7 @@ import numpy as np
 import pytest
 from conftest import PROJECT, synthetic_images, write_idx
 from keras import layers
-from matplotlib import colors, pyplot
+from matplotlib import pyplot
 
 
 @contextlib.contextmanager
@@ -29,70 +32,85 @@ def refused(util, *words):
     assert [word for word in words if str(word) not in str(caught.value)] == []
 
 
+# ---------------------------------------------------------------- TensorFlow's start
+def test_nothing_of_the_users_changes_a_trial(util, monkeypatch):
+    kept = {"KERAS_HOME": "data", "PATH": "bin", "MPLBACKEND": "module://notebook"}
+    theirs = {"TF_XLA_FLAGS": "1", "XLA_FLAGS": "1", "KERAS_BACKEND": "jax"}
+    monkeypatch.setattr(os, "environ", kept | theirs)
+    util.fix_environment()
+    threads = {f"TF_NUM_{kind}_THREADS": "1" for kind in ("INTRAOP", "INTEROP")}
+    ours = {"CUDA_VISIBLE_DEVICES": "-1", "TF_ENABLE_ONEDNN_OPTS": "1", **threads}
+    ours |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    assert os.environ == kept | ours
+
+
+def test_our_adam_steps_as_keras_does(util):
+    random = np.random.default_rng(0)
+    ours, theirs = (keras.Variable(np.ones(9, "float32")) for _ in range(2))
+    optimizers = {util.adam(0.003): ours, keras.optimizers.Adam(0.003): theirs}
+    for size in (1, 0.001, 0, 10, 1e-8):
+        gradient = keras.ops.array(size * random.normal(size=9), "float32")
+        for optimizer, weights in optimizers.items():
+            optimizer.apply([gradient], [weights])
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
 # --------------------------------------------------------- the data and its sources
-def test_last_fifth_of_the_training_images_validates(util, idx_dir):
+def test_last_fifth_of_the_training_images_validates(util, idx_dir, capsys):
     parts = util.load_data(idx_dir(train=23, test=7))
-    images, labels = synthetic_images(23)
-    fifths = (images[:18], labels[:18]), (images[18:], labels[18:])
-    for (x, y), (images, labels) in zip(parts, [*fifths, synthetic_images(7)]):
+    (images, labels), test = synthetic_images(23), synthetic_images(7)
+    expected = (images[:18], labels[:18]), (images[18:], labels[18:]), test
+    for (x, y), (images, labels) in zip(parts, expected, strict=True):
         np.testing.assert_array_equal(x, images)
         np.testing.assert_array_equal(y, np.eye(10)[labels])
         assert (x.dtype, y.dtype) == (np.uint8, np.float32)
+    [warning] = capsys.readouterr().err.splitlines()
+    assert f"{idx_dir()} are not Fashion-MNIST" in warning
 
 
-def test_real_data_is_split_as_published(util, real_data_dir):
+def test_real_data_is_split_as_published(util, real_data_dir, capsys):
     (_, train), (_, validation), _ = util.load_data(real_data_dir)
     assert (train.sum(0) + validation.sum(0)).tolist() == [6000] * 10
     quick = util.load_data(real_data_dir, quick=True)
     assert [len(labels) for _, labels in quick] == [4800, 1200, 2000]
     first = [util.CLASS_NAMES[i] for i in train[:4].argmax(1)]
     assert first == ["Ankle boot", "T-shirt/top", "T-shirt/top", "Dress"]
+    assert capsys.readouterr().err == ""  # no warning
 
 
 def test_bad_file_is_named_in_one_line(util, make_idx_dir, tmp_path):
-    for number, spoil in (
-        (0, Path.unlink),
-        (2, lambda it: os.truncate(it, 9999)),
-        (0, lambda it: it.write_bytes(it.read_bytes()[:-8] + bytes(8))),  # the checksum
-        (1, lambda it: write_idx(it, np.zeros((100, 28, 28)))),  # images for labels
-        (1, lambda it: write_idx(it, np.zeros(99))),  # a label is missing
-        (3, lambda it: write_idx(it, np.full(100, 10))),  # there is no class 10
+    for number, spoil, word in (
+        (0, Path.unlink, "there is no such file"),
+        (0, lambda it: it.rename(it.with_suffix("")), "make it with: gzip /"),
+        (2, lambda it: os.truncate(it, 9999), "replace or delete it"),
+        (0, lambda it: it.write_bytes(it.read_bytes()[:-8] + bytes(8)), "CRC"),
+        (3, lambda it: write_idx(it, np.full(100, 10)), "the label 10"),
+        (1, lambda it: write_idx(it, np.zeros(99)), "not a label for each image"),
     ):
         path = make_idx_dir(tmp_path, 100, 100) / util.DATA_FILES[number]
         spoil(path)
-        with refused(util, path.parent if number == 1 else path):
+        with refused(util, path.parent if number == 1 else path, word):
             util.load_data(tmp_path)
 
 
-@pytest.fixture
-def sources(util, monkeypatch, tmp_path, idx_dir):
-    """(cache, a folder in place of Keras's host). The cache is empty, apt-get missing."""
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_sources_are_tried_in_their_order(
+    util, idx_dir, make_idx_dir, tmp_path, monkeypatch, capsys
+):
+    host, cache = idx_dir(), tmp_path / "datasets/fashion-mnist"
+    for name in ("KERAS_HOME", "PATH"):  # there is no apt-get
+        monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setattr(util, "DEBIAN_DIR", tmp_path / "debian")
-    monkeypatch.setattr(util, "DATA_URL", f"{idx_dir().as_uri()}/")
+    monkeypatch.setattr(util, "DATA_URL", f"{host.as_uri()}/")
     monkeypatch.setattr(util, "TIMEOUT", 0.5)
-    return tmp_path / "datasets" / "fashion-mnist", idx_dir()
-
-
-def test_sources_are_tried_in_their_order(util, sources, make_idx_dir, capsys):
-    cache, host = sources
     make_idx_dir(util.DEBIAN_DIR)
     make_idx_dir(cache)
     assert util.find_data() == cache
     (cache / util.DATA_FILES[0]).unlink()
     assert util.find_data() == util.DEBIAN_DIR  # the cache has not all files
-    shutil.rmtree(util.DEBIAN_DIR)
-    (host / util.DATA_FILES[1]).unlink()  # only what is missing is fetched
+    package = util.DEBIAN_DIR.rename(tmp_path / "package")
     assert util.find_data() == cache
-    assert set(os.listdir(cache)) == {*util.DATA_FILES}
-    said = capsys.readouterr().out
-    assert said.count("Fetching") == 1 and f"from {util.DATA_URL}\n" in said
-
-
-def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch):
-    cache, host = sources
-    data = shutil.copytree(host, tmp_path / "package")
+    assert re.findall("Fetching.* (.*)", capsys.readouterr().out) == [util.DATA_URL]
+    shutil.rmtree(cache)
     (host / util.DATA_FILES[3]).write_text("<html>Log in</html>")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it never answers
         for url in (util.DATA_URL, f"http://127.0.0.1:{silent.getsockname()[1]}/"):
@@ -100,167 +118,250 @@ def test_debian_package_is_the_last_resort(util, sources, tmp_path, monkeypatch)
             tried = cache, util.DEBIAN_DIR, url, util.DEBIAN_PACKAGE
             with refused(util, *tried, "--data-dir", *util.DATA_FILES):
                 util.find_data()
-            assert util.DATA_FILES[3] not in os.listdir(cache)
-    with monkeypatch.context() as patch:
-        patch.setattr(keras.utils, "get_file", lambda *_, **__: time.sleep(5))
-        patch.setattr(util, "FETCH_LIMIT", 0.1)
-        with refused(util, "TimeoutError"):
-            util.find_data()
-    programs = {
-        "apt-get": 'case "$*" in *" download dataset-fashion-mnist") touch it.deb; esac',
-        "dpkg-deb": f"[ -f $2 ] && install -D -t $3{util.DEBIAN_DIR} {data}/*",
-    }
-    for name, script in programs.items():
+            assert not (cache / util.DATA_FILES[3]).exists()
+    socket.setdefaulttimeout(None)
+    apt_get = 'case "$*" in *" download dataset-fashion-mnist") touch it.deb; esac'
+    dpkg_deb = f"[ -f $2 ] && install -D -t $3{util.DEBIAN_DIR} {package}/*"
+    for name, script in (("apt-get", apt_get), ("dpkg-deb", dpkg_deb)):
         (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     assert util.find_data() == cache
-    assert set(os.listdir(cache)) == {*util.DATA_FILES}
+    assert {*os.listdir(cache)} == {*util.DATA_FILES}
 
 
-# ------------------------------------------------------------------------ the files
-def test_store_is_for_one_run_until_that_is_killed(util, tmp_path):
-    script = (
-        "import importlib, os, pathlib\n"
-        "util = importlib.import_module('util-FMNIST')\n"
-        f"with util.open_store(pathlib.Path({str(tmp_path)!r})) as folder:\n"
-        "    util.keep_trial(folder, 'k' * 32, b'content')\n"
-        "    (folder / 'temporary' / 'half').touch()\n"
-        "    os.kill(os.getpid(), 9)\n"
-    )
-    subprocess.call([sys.executable, "-c", script], cwd=PROJECT)
-    with util.open_store(tmp_path) as folder:
-        assert os.listdir(folder / "temporary") == []
-        assert [*util.stored_trials(folder)] == ["k" * 32]
-        (folder / "temporary" / "new").touch()
-        with refused(util, tmp_path.parent, "another run"), util.open_store(tmp_path):
-            pytest.fail("two runs at work")
-        assert os.listdir(folder / "temporary") == ["new"]  # the first run uses it
-    (tmp_path / "lock").write_text("text" * 99)
-    with refused(util, "/lock cannot be used", "delete it"), util.open_store(tmp_path):
-        pytest.fail("the work began")
-
-
-def test_damaged_trial_does_not_count_and_is_deleted(util, tmp_path):
-    (tmp_path / "mine.h5").touch()
-    for damaged in (b"Content", b"contenu", b"conten"):
-        path = util.keep_trial(tmp_path, "k" * 32, b"content")
-        assert util.stored_trials(tmp_path) == {"k" * 32: path}
-        path.write_bytes(damaged)
-        assert util.stored_trials(tmp_path) == {}
-        assert os.listdir(tmp_path) == ["mine.h5"]
-
-
-def test_key_changes_with_all_that_makes_a_trial(util, main, make_trial, monkeypatch):
-    trial = make_trial()
-    others = main.Setting("jackson", True, 0.4, 0.003, 32, 40)
-    trials = [trial, trial._replace(seed=1)]
-    for name, value in others._asdict().items():
-        trials.append(trial._replace(setting=trial.setting._replace(**{name: value})))
-    data = synthetic_images(10), synthetic_images(5)
-    assert {*util.library_versions()} == {"tensorflow", "keras", "numpy"}
-    keys = util.trial_keys(trials, data)
-    assert util.trial_keys(trials, (synthetic_images(10), synthetic_images(5))) == keys
-    found = {*keys.values()}
-    for images, _ in data:
-        images[4, 27, 27] += 1
-        found.add(util.trial_keys([trial], data)[trial])
-    monkeypatch.setattr(util, "library_versions", lambda: {"keras": "4"})
-    found.add(util.trial_keys([trial], data)[trial])
-    monkeypatch.setattr(util.platform, "machine", lambda: "another")
-    found.add(util.trial_keys([trial], data)[trial])
-    assert [len(key) for key in found] == [32] * (2 + len(others) + 4)
-
-
-def test_key_changes_with_the_code_of_its_own_network(util, make_trial, monkeypatch):
-    def keys(edited=""):
-        monkeypatch.setattr(util, "code_behind", lambda name: (name, name == edited))
-        return util.trial_keys(
-            [make_trial("tyler"), make_trial("jackson")], ()
-        ).values()
-
-    changed = {
-        edited: [new != old for new, old in zip(keys(edited), keys())]
-        for edited in ("train_trial", "build_tyler", "build_jackson")
-    }
-    assert changed["train_trial"] == [True, True]
-    assert changed["build_tyler"] == [True, False]
-    assert changed["build_jackson"] == [False, True]
-
-
-EDITS = [  # the script, what is replaced there, by what, the functions this changes
-    ("model", "# as published", "# as I like", []),  # a comment
-    ("main", "Train one network", "Train a network", []),  # a docstring
-    ("util", "one hyperparameter moved", "one value moved", []),  # a plot's title
-    ("main", "Published accuracies", "They published", []),  # the report
-    ("main", "tf.float32) / 255", "tf.float32) / 256", ["train_trial"]),
-    ("util", '"beta_2": 0.999', '"beta_2": 0.99', ["train_trial"]),
-    ("util", '"batch_input_shape"', '"batch_shape"', ["train_trial"]),
-    ("model", "Dense(128", "Dense(127", ["build_tyler"]),
-    ("model", "Dense(512", "Dense(511", ["build_jackson"]),
-    ("model", "L2_FACTOR = 0.0", "L2_FACTOR = 0.1", ["build_tyler", "build_jackson"]),
-]
-
-
-def test_only_an_edit_of_what_trains_changes_its_code(util, tmp_path, monkeypatch):
-    monkeypatch.setattr(util, "__file__", str(tmp_path / "util-FMNIST.py"))
-    for script in util.SCRIPTS:
-        shutil.copy(PROJECT / script, tmp_path)
-    functions = ("train_trial", "build_tyler", "build_jackson")
-    code = {name: util.code_behind.__wrapped__(name) for name in functions}
-    for script, old, new, changed in EDITS:
-        path = tmp_path / f"{script}-FMNIST.py"
-        text = path.read_text()
-        assert old in text
-        path.write_text(text.replace(old, new, 1))
-        found = [f for f in functions if util.code_behind.__wrapped__(f) != code[f]]
-        assert found == changed, new
-        path.write_text(text)
-
-
-@pytest.mark.parametrize(
-    "line", ["L2_FACTOR: float = {}", "L2_FACTOR, N = {}, 1", "L2_FACTOR *= {}"]
-)
-def test_a_constant_counts_however_it_is_set(util, tmp_path, monkeypatch, line):
-    monkeypatch.setattr(util, "__file__", str(tmp_path / "util-FMNIST.py"))
-    for script in util.SCRIPTS:
-        shutil.copy(PROJECT / script, tmp_path)
-    code = set()
-    for value in (0.001, 0.5):
-        with open(tmp_path / "model-FMNIST.py", "a") as file:
-            file.write(line.format(value) + "\n")
-        code.add(util.code_behind.__wrapped__("build_tyler"))
-    assert len(code) == 2
-
-
-def test_all_functions_that_run_in_training_are_in_its_code(
-    util, main, make_trial, idx_dir
-):
-    ran = set()
-
-    def note(frame, event, _):
-        if os.path.dirname(frame.f_code.co_filename) == str(PROJECT):
-            ran.add(frame.f_code.co_name)
-
-    train, validation, _ = util.load_data(idx_dir(20, 10))
-    sys.setprofile(note)
-    main.train_trial(make_trial(use_regularizer=True), train, validation)
-    sys.setprofile(None)
-    assert {"train_trial", "build_tyler", "in_keras2_words"} < ran
-    code = util.code_behind("train_trial") + util.code_behind("build_tyler")
-    assert [f for f in ran if f[0] != "<" and f"def {f}(" not in code] == []  # <lambda>
-
-
-def test_table_is_whole_and_has_all_digits(util, tmp_path, monkeypatch):
-    path = tmp_path / "table.csv"
+# ------------------------------------------------------------------------ the store
+def test_file_is_the_old_or_the_new_one(util, tmp_path, monkeypatch):
+    path, parts = tmp_path / "folder" / "table.csv", []
     util.write_csv(path, [{"model": 'a, "b"', "loss": np.float64(1 / 3)}])
-    assert os.listdir(tmp_path) == ["table.csv"]
-    monkeypatch.setattr(os, "replace", lambda *paths: 1 / 0)  # as if it is killed there
-    with pytest.raises(ZeroDivisionError):
-        util.write_whole(path, b"new")
+    monkeypatch.setattr(os, "replace", lambda part, _: [parts.append(part), 1 / 0])
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            util.write_whole(path, b"new")
+    assert len({*parts}) == 2  # two runs at once do not write the same one
+    assert os.listdir(path.parent) == ["table.csv"]
     assert path.read_text() == f'model,loss\n"a, ""b""",{1 / 3}\n'
 
 
+PLAIN = "N = 2\ndef f(x):\n    'It adds.'\n    if x:\n        x += N\n    return x\n"
+SAME = {"2\n": "2  # two\n\n\n", "'It adds.'": '"""It\n    sums."""', "(x)": "(\n x)"}
+OTHER = {"2": "3", "(x)": "(x=0)", "if x": "if not x", "+=": "-=", "return x": "pass"}
+
+
+def test_source_code_is_the_statements_alone(util, tmp_path):
+    def code(old="", new=""):
+        path = tmp_path / f"script_{len(os.listdir(tmp_path))}.py"
+        path.write_text(PLAIN.replace(old, new, 1))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+        return util.source_code(module)
+
+    assert {code(*edit) for edit in SAME.items()} == {code()}
+    assert len({code(), *(code(*edit) for edit in OTHER.items())}) == 1 + len(OTHER)
+
+
+def test_key_changes_with_all_that_makes_a_trial(
+    util, main, model, make_trial, idx_dir, monkeypatch
+):
+    for name in ("conditions", "load_data"):  # without what they remember
+        monkeypatch.setattr(util, name, getattr(util, name).__wrapped__)
+    options, code = SimpleNamespace(data_dir=idx_dir(), quick=False), util.source_code
+    others = main.Setting("jackson", True, 0.4, 0.003, 32, 40)._asdict()
+    trials = [make_trial(), *(make_trial(**{name: x}) for name, x in others.items())]
+    keys = [main.trial_key(*x, options) for x in (*trials, make_trial(seed=1))]
+    for change in (
+        *((library, "__version__", "4") for library in (*util.import_tensorflow(), np)),
+        (util.platform, "machine", lambda: "another"),
+        (main, "CODE", [*main.CODE[:-1], "edited"]),
+        (util, "source_code", lambda it: "edited" if it is model else code(it)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(*change)
+            keys.append(main.trial_key(*trials[0], options))
+    for number, added in ((0, 1), (599, 1), (0, 0)):  # the first trains, 599 validates
+        images, _ = synthetic_images(600)
+        images[number, 27, 27] += added
+        write_idx(idx_dir() / util.DATA_FILES[0], images)
+        keys.append(main.trial_key(*trials[0], options))
+    assert keys[-1] == keys[0] and len({*keys}) == len(keys) - 1 == 16
+
+
+def test_all_functions_of_ours_that_train_are_in_the_key(
+    util, main, make_trial, idx_dir
+):
+    train, validation, _ = util.load_data(idx_dir(20, 10))
+    main.import_networks()  # what it imports is in the key
+    ran = set()
+    sys.setprofile(lambda frame, event, _: ran.add(frame.f_code))
+    try:
+        main.train_trial(*make_trial(use_regularizer=True), train, validation)
+    finally:
+        sys.setprofile(None)
+    scripts = {str(PROJECT / name) for name in ("main-FMNIST.py", "util-FMNIST.py")}
+    ran = {code.co_name for code in ran if code.co_filename in scripts}
+    assert {"train_trial", "update_step", "in_keras2_words"} < ran
+    named = re.findall(r"(?:def|class) (\w+)", "\n".join(main.CODE))
+    assert {name for name in ran if name[0] != "<"} <= {*named}  # <lambda>
+
+
+# --------------------------------------------------------------------- saved models
+def assert_same(network, expected):
+    images = np.linspace(0, 1, 7840).reshape(-1, *network.input_shape[1:])
+    np.testing.assert_allclose(network(images), expected(images), rtol=1e-4)
+
+
+def classifier(*shape, hidden=(), classes=10):
+    parts = [keras.Input(shape), *hidden, layers.Flatten()]
+    return keras.Sequential([*parts, layers.Dense(classes, "softmax")])
+
+
+def test_saved_model_opens_compiled_and_in_words_of_keras_2(util, model, tmp_path):
+    network, path = model.build_tyler(use_regularizer=True), tmp_path / "model.h5"
+    history = {metric: [i / 7, np.nan] for i, metric in enumerate(util.METRICS)}
+    adam = keras.optimizers.Adam(0.003, name="adam")
+    path.write_bytes(util.model_file(network, adam, history, {"seed": 7}))
+    runs = util.read_histories([path, path])
+    np.testing.assert_equal(runs, {k: [x, x] for k, x in history.items()})
+    assert not util.load_classifier(path).compiled  # a loss may name anything
+    loaded = keras.models.load_model(path)
+    assert_same(loaded, network)
+    assert loaded.loss is keras.losses.categorical_crossentropy
+    assert loaded.get_compile_config()["metrics"] == ["accuracy"]
+    with h5py.File(path) as file:
+        assert {*file} == {"model_weights", "history"}  # no optimizer's weights
+        about = dict(file.attrs)
+    for library in (*util.import_tensorflow(), np):
+        assert about[f"{library.__name__}_version"] == library.__version__
+    text, training = about["model_config"], json.loads(about["training_config"])
+    new = "module|registered_name|optional|batch_shape|quantization_config|DTypePolicy"
+    assert re.findall(f'"({new})"|": null', text) == []  # Keras 2 knows none of these
+    assert {*re.findall('"dtype": ([^,}]*)', text)} == {'"float32"'}
+    assert '"batch_input_shape": [null, 28, 28]' in text
+    found, values = training["optimizer_config"], {"beta_1": 0.9, "beta_2": 0.999}
+    values |= {"learning_rate": 0.003, "epsilon": 1e-7, "amsgrad": False}
+    assert (found["class_name"], found["config"].pop("name")) == ("Adam", "adam")
+    assert found["config"] == pytest.approx(values)
+    assert util.is_whole(path)
+    for size in (path.stat().st_size - 1, 9999, 0):
+        os.truncate(path, size)
+        assert not util.is_whole(path)
+
+
+def test_the_optimizer_that_trains_is_in_the_file(
+    util, main, make_trial, idx_dir, tmp_path, monkeypatch
+):
+    sgd = functools.partial(keras.optimizers.SGD, momentum=0.9)
+    monkeypatch.setattr(util, "adam", sgd)
+    data = util.load_data(idx_dir(20, 10))
+    trial, path = make_trial(learning_rate=0.01, epochs=0), tmp_path / "model.h5"
+    path.write_bytes(main.train_trial(*trial, *data[:2]))
+    optimizer = keras.models.load_model(path).optimizer
+    assert (type(optimizer), optimizer.momentum) == (keras.optimizers.SGD, 0.9)
+    assert float(optimizer.learning_rate) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("ending", [".h5", ".hdf5", ".keras"])
+def test_other_classifiers_load(util, tmp_path, ending):
+    hidden = (
+        layers.Rescaling(1 / 255), layers.Conv2D(4, 3), layers.BatchNormalization(),
+        layers.LeakyReLU(negative_slope=0.2), layers.MaxPooling2D(),
+    )  # fmt: skip
+    convolutional = classifier(28, 28, 1, hidden=hidden)
+    for network in (classifier(28, 28), classifier(784), convolutional):
+        network.save(tmp_path / f"other{ending}")
+        loaded = util.load_classifier(tmp_path / f"other{ending}")
+        assert_same(loaded, network)
+    words = [row[3] for row in util.layer_table(loaded)]
+    assert words[3] == "negative slope 0.2" and words[6] == "softmax"
+
+
+def forge(old, new, path):
+    """Save a classifier with another text in its configuration."""
+    dumps = json.dumps
+    with mock.patch.object(
+        json,
+        "dumps",
+        lambda *args, **options: dumps(*args, **options).replace(old, new),
+    ):
+        classifier(28, 28).save(path)
+
+
+def save_lambda(path):
+    trap = layers.Lambda(lambda x: [x, Path("ran").touch()][0])
+    classifier(28, 28, hidden=[trap]).save(path)
+    os.unlink("ran")  # so the trap works
+
+
+def save_weights_elsewhere(path):
+    classifier(28, 28).save(path)
+    other, names = shutil.copy(path, path.with_suffix(".other")), []
+    with h5py.File(path, "a") as file:
+        file.visit(names.append)
+        [kernel] = [name for name in names if name.endswith("kernel")]
+        del file[kernel]
+        if path.stem == "link":
+            file[kernel] = h5py.ExternalLink(other, kernel)
+        else:
+            place = [(str(other), 0, 4 * 7840)]
+            file.create_dataset(kernel, (784, 10), "float32", external=place)
+
+
+MAKERS = {  # of files: their names, what makes them, words of the reason
+    "pixels.h5": (lambda it: classifier(32, 32).save(it), "(32, 32)"),
+    "classes.keras": (lambda it: classifier(28, 28, classes=2).save(it), "(2,)"),
+    "new.weights.h5": (lambda it: classifier(28, 28).save_weights(it), "model.save"),
+    "keras2.h5": (lambda it: h5py.File(it, "w").create_group("dense"), "model.save"),
+    "lfs.h5": (lambda it: it.write_text("version https://git-lfs"), "git lfs pull"),
+    "page.keras": (lambda it: it.write_text("<!DOCTYPE html>"), "web page"),
+    "text.h5": (lambda it: it.write_text("hello"), "hello"),
+    "folder.h5": (Path.mkdir, "file"),
+    "archive.h5": (lambda it: it.write_bytes(b"PK\5\6" + bytes(18)), ".keras file"),
+    "misnamed.keras": (lambda it: h5py.File(it, "w").close(), ".h5 file"),
+    "absent.h5": (lambda it: None, "no such file"),
+    "model.txt": (Path.touch, "only .h5, .hdf5 and .keras"),
+    "link.h5": (save_weights_elsewhere, "ExternalLink"),
+    "dataset.h5": (save_weights_elsewhere, "external Dataset"),
+    "lambda.h5": (save_lambda, "safe_mode"),
+    "lambda.keras": (save_lambda, "safe_mode"),
+}
+SYSTEM = '{"module": "os", "class_name": "function", "config": "system"}'
+DENSE, FLATTEN = '"bias_constraint": null', '"data_format": "channels_last"}'
+KERAS = '"module": "keras.layers", "class_name": '
+POPEN = '"module": "subprocess", "class_name": "Popen", "config": {"args": ["touch", "ran"]}'
+for (
+    stem,
+    old,
+    added,
+    word,
+) in (  # of two equal words in a configuration, the later counts
+    ("words", DENSE, r'"activation": "bad\n\u001b[31m"', "bad"),
+    ("activation", DENSE, f'"activation": {SYSTEM}', "system"),
+    ("initializer", DENSE, f'"bias_initializer": {SYSTEM}', "system"),
+    ("class", FLATTEN, POPEN, "Popen"),
+    (
+        "lookup",
+        FLATTEN,
+        KERAS + '"StringLookup", "config": {"vocabulary": "x"}',
+        "Vocab",
+    ),
+    ("tfsm", FLATTEN, KERAS + '"TFSMLayer", "config": {"filepath": "."}', "safe_mode"),
+):
+    make = functools.partial(forge, old, f"{old}, {added}")
+    MAKERS |= {f"{stem}.h5": (make, word), f"{stem}.keras": (make, word)}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_any_other_file_is_refused_and_not_run(util, tmp_path, monkeypatch, name):
+    make, word = MAKERS[name]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "system", lambda *_: Path("ran").touch())
+    make(tmp_path / name)
+    with refused(util, tmp_path / name, word):
+        util.load_classifier(tmp_path / name)
+    assert not os.path.exists("ran")
+
+
+# ----------------------------------------------------------- the tables and pictures
 @pytest.mark.filterwarnings("error")
 def test_spread_is_that_of_a_sample_of_seeds(util):
     spread = util.mean_and_spread([[1, 5], [2, 5], [6, 5]])
@@ -268,117 +369,6 @@ def test_spread_is_that_of_a_sample_of_seeds(util):
     np.testing.assert_equal(util.mean_and_spread([[5]]), ([5], [np.nan], [np.nan]))
 
 
-# -------------------------------------------------------------------- saved models
-def assert_same(network, expected):
-    images = np.linspace(0, 1, 7840).reshape(-1, *network.input_shape[1:])
-    np.testing.assert_allclose(network(images), expected(images), rtol=1e-4)
-
-
-def classifier(*shape, last="softmax"):
-    image = keras.Input(shape)
-    hidden = layers.Dense(8, "gelu", kernel_regularizer="l1")(layers.Flatten()(image))
-    return keras.Model(image, layers.Dense(10, last)(layers.Dropout(0.3)(hidden)))
-
-
-def forge(path, old, new):
-    with h5py.File(path, "a") as file:
-        text = file.attrs["model_config"]
-        assert old in text
-        file.attrs["model_config"] = text.replace(old, new)
-
-
-@pytest.fixture
-def saved(util, model, tmp_path):
-    """(Tyler with L2, the file that the program makes of it, its history)."""
-    network, path = model.build_tyler(use_regularizer=True), tmp_path / "model.h5"
-    history = {metric: [i / 7, np.nan] for i, metric in enumerate(util.METRICS)}
-    path.write_bytes(util.model_file(network, 0.003, history, {"seed": 7}))
-    return network, path, history
-
-
-def test_saved_model_opens_compiled_and_in_words_of_keras_2(util, saved):
-    network, path, history = saved
-    runs = util.read_histories([path, path])
-    np.testing.assert_equal(runs, {k: [x, x] for k, x in history.items()})
-    assert util.read_description(path)["seed"] == 7
-    hidden = util.layer_table(network)[1]
-    assert hidden == ("hidden_1", "Dense", (128,), "relu L2 0.001", 100_480)
-    assert_same(util.load_classifier(path), network)
-    assert not util.load_classifier(path).compiled  # a loss may name anything
-    loaded = keras.models.load_model(path)
-    assert_same(loaded, network)
-    assert type(loaded.optimizer) is keras.optimizers.Adam
-    assert float(loaded.optimizer.learning_rate) == pytest.approx(0.003)
-    assert loaded.loss is keras.losses.categorical_crossentropy
-    assert loaded.get_compile_config()["metrics"] == ["accuracy"]
-    loaded.fit(np.zeros((10, 28, 28)), np.eye(10), verbose=0)
-    with h5py.File(path) as file:
-        text = file.attrs["model_config"]
-        adam = json.loads(file.attrs["training_config"])["optimizer_config"]["config"]
-        assert "optimizer_weights" not in file
-    assert adam == {"learning_rate": 0.003, **util.ADAM, "amsgrad": False}
-    new = "module|registered_name|optional|batch_shape|quantization_config|DTypePolicy"
-    assert re.findall(f'"({new})"|": null', text) == []  # Keras 2 knows none of these
-    assert {*re.findall('"dtype": ([^,}]*)', text)} == {'"float32"'}
-    assert '"batch_input_shape": [null, 28, 28]' in text
-    forge(path, '"dtype": "float32", ', "")  # older files leave more to Keras
-    forge(path, ', "data_format": "channels_last"', "")
-    assert_same(util.load_classifier(path), network)
-
-
-def test_other_classifiers_load_and_give_probabilities(util, tmp_path):
-    path = tmp_path / "other.h5"
-    for shape, last in (((28, 28), "softmax"), ((784,), "linear"), ((28, 28, 1), None)):
-        network = classifier(*shape, last=last)
-        network.save(path)
-        assert_same(util.load_classifier(path), network)
-    assert util.read_description(path) == {"keras_version": keras.__version__}
-
-
-def test_trials_use_one_thread_of_the_cpu(util, monkeypatch):
-    monkeypatch.setattr(os, "environ", {"KERAS_HOME": "mine", "TF_XLA_FLAGS": "mine"})
-    with util.settings_for_everybody():
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
-        assert os.environ["TF_NUM_INTRAOP_THREADS"] == "1"
-        assert os.environ["TF_NUM_INTEROP_THREADS"] == "1"
-        assert "TF_XLA_FLAGS" not in os.environ
-    assert os.environ["KERAS_HOME"] == "mine"  # the data are there
-
-
-FUNCTION = '{"class_name": "function", "module": "builtins", "config": "relu"}'
-REFUSED = {  # what is done to a valid file, what the message must name
-    "other layer": (lambda it: forge(it, '"Flatten"', '"Conv2D"'), "Conv2D"),
-    "module": (lambda it: forge(it, '"rate"', '"module": "bad", "rate"'), "bad"),
-    "function object": (lambda it: forge(it, '"relu"', FUNCTION), "function"),
-    "unknown function": (lambda it: forge(it, '"relu"', r'"bad\n\u001b[31m"'), "bad"),
-    "other input": (lambda it: classifier(32, 32).save(it), "(32, 32)"),
-    "no weights": (lambda it: h5py.File(it, "a").pop("model_weights"), "model_weights"),
-    "archive": (lambda it: it.rename(it.with_suffix(".keras")), "only .h5"),
-    "missing": (Path.unlink, "no such file"),
-}
-
-
-@pytest.mark.parametrize("spoil, word", REFUSED.values(), ids=REFUSED)
-def test_anything_else_is_refused_in_one_line(util, saved, spoil, word):
-    path = saved[1]
-    spoil(path)
-    path = next(path.parent.iterdir(), path)  # it may have another name now
-    with refused(util, path, word):
-        util.load_classifier(path)
-
-
-def test_code_in_a_lambda_layer_never_runs(util, tmp_path):
-    path, marker = tmp_path / "model.h5", str(tmp_path / "marker")
-    trap = layers.Lambda(lambda x: [x, open(marker, "w").close()][0])
-    parts = [layers.Flatten(), trap, layers.Dense(10, "softmax")]
-    keras.Sequential([keras.Input((28, 28)), *parts]).save(path)
-    os.unlink(marker)  # so the trap works
-    with refused(util, path, "lambda"):
-        util.load_classifier(path)
-    assert not os.path.exists(marker)
-
-
-# -------------------------------------------------------------------- the pictures
 @pytest.fixture
 def picture(tmp_path, recwarn):
     """The path where a test must save its figure. Nothing may make a warning."""
@@ -391,134 +381,91 @@ def test_architecture_shows_every_layer(util, model, picture):
     figure = util.plot_architecture(model.build_tyler(use_regularizer=True))
     util.save_figure(figure, picture, "a note")
     assert figure.get_supxlabel() == "a note"
-    assert "Tyler: 167,818 weights" in figure.get_suptitle()
-    bars = figure.axes[0].patches
-    assert 2 ** bars[0].get_width() == pytest.approx(784)
-    assert bars[-2].get_width() == 7
-    assert len({bar.get_facecolor() for bar in bars}) == 3
-    assert bars[-2].get_facecolor() == colors.to_rgba(util.ORANGE)  # of the dropout
     texts = sorted(figure.axes[0].texts, key=lambda text: -text.get_position()[1])
     texts = [text.get_text() for text in texts]  # line by line
     assert texts[6:9] == ["128", "Dense relu L2 0.001", "100,480 weights"]
     assert texts[-6:-3] == ["128", "Dropout rate 0.3", ""]
-    assert texts[-3:] == ["10", "Dense softmax", "1,290 weights"]
 
 
 @pytest.mark.parametrize("seeds, words", [(1, "chance"), (3, "3 seeds")])
-def test_hyperparameters_show_the_study(
-    util, main, picture, seeds, words, monkeypatch, capsys
-):
-    if seeds > 1:
-        monkeypatch.delitem(main.STUDY, "dropout_rate")  # three panels
-    names = [*main.STUDY, "epochs"]
-    final = main.Setting("tyler", False, 0.3, 0.001, 128, 50)
-    pair = [final, final._replace(use_regularizer=True)]
-    points = main.study_points(pair)
-    random = np.random.default_rng(0)
-    runs = {point.setting: random.uniform(0.8, 0.9, (seeds, 50)) for point in points}
-    runs[final._replace(learning_rate=0.01)][:] = 0.1
-    runs[final._replace(batch_size=512)][:] = np.nan  # it diverged
-    histories = {setting: {"val_accuracy": x} for setting, x in runs.items()}
-    study = main.study_rows(points, histories)
-    for point, row in zip(points, study, strict=True):
-        accuracies = runs[point.setting][:, point.epoch - 1]
-        gap = util.mean_and_spread(accuracies - runs[point.centre][:, -1])
-        expected = [*util.mean_and_spread(accuracies)[:2], gap[0], gap[2], seeds]
-        np.testing.assert_equal([*row.values()][3:], expected)
-    main.report_study(study)
-    lines, half = capsys.readouterr().out.splitlines()[3:], len(study) // 2
+def test_hyperparameters_show_the_study(util, main, picture, capsys, seeds, words):
+    studies, random, histories = {}, np.random.default_rng(0), {}
+    for with_l2 in (False, True):
+        final = main.Setting("tyler", with_l2, 0.3, 0.001, batch_size=128, epochs=50)
+        studies[final] = main.study_settings(final)
+        for (_, value), setting in studies[final].items():
+            low = {0.01: 0.1, 512: np.nan}.get(value, 0.8)  # NaN: it diverged
+            found = low + random.random((seeds, 50)) / 10
+            histories[setting] = {"val_accuracy": found}
+    study = main.study_rows(studies, histories)
+    util.report_study(study)
+    lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 60 and ("chance" in lines[-1]) == (seeds == 1)
-    lines = lines[:half]
-    fields = ("val_accuracy", "difference", "standard_error")[: 3 if seeds > 1 else 2]
-    for line, *pair in zip(lines, study[:half], study[half:], strict=True):
-        found = [float(x) for x in re.split("[ ±]+", line)[-2 * len(fields) :]]
-        expected = [row[field] for row in pair for field in fields]
-        np.testing.assert_allclose(found, expected, atol=6e-5)
     figure = util.plot_hyperparameters(study, final)
     util.save_figure(figure, picture)
-    assert words in figure.get_suptitle()
-    for name, ax in zip(names, figure.axes, strict=True):
-        assert ax.get_xlabel().startswith(name.replace("_", " "))
-        drawn = {bars.get_label(): bars for bars in ax.containers}
-        for use_regularizer, look in util.LOOKS.items():
-            curve = [row for row in study if row["hyperparameter"] == name]
-            curve = [row for row in curve if row["use_regularizer"] == use_regularizer]
-            line, _, [bars] = drawn[look["label"]]
-            assert line.get_color() == look["color"]
-            x, y = np.transpose(line.get_xydata())
-            assert np.rint(x).tolist() == [*range(len(curve))]
-            np.testing.assert_equal(y, [row["val_accuracy"] for row in curve])
-            spread = [np.ptp(path.vertices[:, 1]) / 2 for path in bars.get_paths()]
-            expected = [row["standard_deviation"] for row in curve]
-            np.testing.assert_allclose(spread, expected, atol=1e-9)
+    assert words in figure.get_suptitle() and figure.axes[0].get_legend()
+    for name, ax in zip([*main.STUDY, "epochs"], figure.axes, strict=True):
         ticks = [text.get_text() for text in ax.get_xticklabels()]
-        assert ticks == [f"{row['value']:g}" for row in curve]
-        [centre] = [line.get_xdata()[0] for line in ax.lines if line.get_ls() == ":"]
-        assert ticks[centre] == f"{getattr(final, name):g}"
-    assert figure.axes[0].get_legend()
-    limits = {name: ax.get_ylim() for name, ax in zip(names, figure.axes)}
-    assert limits.pop("learning_rate")[0] < 0.1  # it would flatten the other panels
-    [(low, high)] = {*limits.values()}
-    assert 0.7 < low < 0.8 < high < 1
+        [middle] = [line.get_xdata()[0] for line in ax.lines if line.get_ls() == ":"]
+        assert ticks[middle] == f"{getattr(final, name):g}"
+        rows = [row for row in study if row["hyperparameter"] == name]
+        assert [f"{row['value']:g}" for row in rows] == ticks * 2
+        paths = [path for _, _, [x] in ax.containers for path in x.get_paths()]
+        spread = [np.ptp(path.vertices[:, 1]) / 2 for path in paths]
+        expected = [row["standard_deviation"] for row in rows]
+        np.testing.assert_allclose(spread, expected, atol=1e-9)
+    limits = [ax.get_ylim() for ax in figure.axes]
+    assert limits[1][0] < 0.2  # the learning rate's, which would flatten the others
+    [(low, _)] = {limits[0], *limits[2:]}
+    assert 0.7 < low < 0.81
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_training_shows_every_curve_on_the_same_axes(util, main, picture, seeds):
-    names = ("tyler", "tyler", "jackson", "jackson")
-    settings = [main.Setting(names[i], i % 2 > 0, 0.3, 0.001, 128, 4) for i in range(4)]
-    runs = np.random.default_rng(0).random((4, 4, seeds, 4))
-    runs[3, 3, 0, 2:] = np.nan  # it diverged
-    histories = {s: dict(zip(util.METRICS, x)) for s, x in zip(settings, runs)}
+@pytest.mark.parametrize("seeds, epochs", [(1, 1), (3, 4)])
+def test_training_shows_each_network(util, make_trial, picture, seeds, epochs):
+    random, histories = np.random.default_rng(0), {}
+    for name, with_l2 in itertools.product(
+        ("tyler", "jackson", "parker"), (False, True)
+    ):
+        runs = random.random((4, seeds, epochs))
+        setting, _ = make_trial(name, use_regularizer=with_l2)
+        histories[setting] = dict(zip(util.METRICS, runs))
+    runs[2, 0, 2:] = np.nan  # the loss of validation: it diverged
     figure = util.plot_training(histories)
     util.save_figure(figure, picture)
     assert ("3 seeds" in figure.get_suptitle()) == (seeds == 3)
-    panels = {"Tyler": figure.axes[:2], "Jackson": figure.axes[2:]}
-    for setting, history in histories.items():
-        look = util.LOOKS[setting.use_regularizer]
-        name = setting.architecture.title()
-        for ax, metric in zip(panels[name], ("accuracy", "loss"), strict=True):
-            assert metric in ax.get_ylabel() and ax.get_title() == name
-            drawn = {line.get_label(): i for i, line in enumerate(ax.lines)}
-            for part, prefix in (("training", ""), ("validation", "val_")):
-                i = drawn[f"{part}, {look['label']}"]
-                mean, deviation, _ = util.mean_and_spread(history[prefix + metric])
-                assert ax.lines[i].get_color() == look["color"]
-                np.testing.assert_equal(ax.lines[i].get_xydata(), np.c_[1:5, mean])
-                ends = np.append(mean - deviation, mean + deviation)
-                paths = ax.collections[i].get_paths()  # of the band, if it has one
-                heights = {y for path in paths for y in path.vertices[:, 1]}
-                assert heights == {*ends[np.isfinite(ends)]}
-    assert figure.axes[0].get_legend()
-    assert len({look["linestyle"] for look in util.LOOKS.values()}) == 2
-    tyler, jackson = [[ax.get_ylim() for ax in axes] for axes in panels.values()]
-    assert tyler == jackson
+    assert [ax.get_title() for ax in figure.axes[::2]] == ["Tyler", "Jackson", "Parker"]
+    _, plain, _, line = figure.axes[5].lines  # training and validation; with L2
+    mean, deviation, _ = util.mean_and_spread(runs[2])
+    np.testing.assert_equal(line.get_xydata(), np.c_[1 : epochs + 1, mean])
+    assert (line.get_marker() == "o") == (epochs == 1)  # without, a point is unseen
+    assert line.get_color() != plain.get_color()
+    assert line.get_linestyle() != plain.get_linestyle()
+    bands = figure.axes[5].collections[-1].get_paths()
+    found = [mean[0] + deviation[0] in band.vertices for band in bands]
+    assert found == [True] * (seeds > 1)
+    assert len({ax.get_ylim() for ax in figure.axes}) == 2  # accuracy's and loss's
 
 
-def test_rows_of_the_confusion_matrix_are_the_true_classes(util, picture):
-    labels = np.repeat([0, 1], [400, 1])
-    guesses = np.eye(10)[np.repeat([0, 1, 2, 1], [299, 100, 1, 1])]
-    figure = util.plot_confusion_matrix("Tyler + L2: 74.81%", labels, guesses)
+def test_matrix_and_predictions_name_the_classes(util, picture):
+    labels, guesses = np.repeat(
+        [[0, 0, 0, 1, 2], [0, 1, 2, 0, 2]], [299, 100, 1, 1, 1], 1
+    )
+    confidence = np.linspace(0.5, 1, 402)
+    arguments = labels, confidence[:, None] * np.eye(10)[guesses]
+    figure = util.plot_confusion_matrix("Tyler", *arguments)
     util.save_figure(figure, picture)
-    [ax] = figure.axes
-    assert "true" in ax.get_ylabel()
-    assert [text.get_text() for text in ax.get_yticklabels()] == [*util.CLASS_NAMES]
-    cells = np.reshape([text.get_text() for text in ax.texts], (10, 10))
-    assert cells[0].tolist() == ["0.75", "0.25", *[""] * 8]  # 0.0025 is left out
-    assert cells[1].tolist() == ["", "1.00", *[""] * 8]
-
-
-def test_most_confident_mistakes_are_shown(util, picture):
-    numbers = np.arange(20)  # every odd prediction is wrong
-    labels, guesses = numbers % 10, (numbers + numbers % 2) % 10
-    confidence = 0.5 + 0.02 * (7 * numbers % 20)
-    probabilities = confidence[:, None] * np.eye(10)[guesses]
-    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), np.uint8)
-    figure = util.plot_predictions("Jackson", images, labels, probabilities)
+    names = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert names == [*util.CLASS_NAMES] and "true" in figure.axes[0].get_ylabel()
+    cells = [text.get_text() for text in figure.axes[0].texts]
+    assert cells[:10] == ["0.75", "0.25", *[""] * 8]  # 0.0025 is left out
+    images = np.arange(402)[:, None, None] * np.ones((28, 28))
+    figure = util.plot_predictions("Tyler", images, *arguments)
     util.save_figure(figure, picture)
-    wrong = sorted(numbers[1::2], key=lambda i: -confidence[i])
-    for ax, i in zip(figure.axes, [*numbers[:12:2], *wrong[:6]], strict=True):
-        np.testing.assert_equal(ax.images[0].get_array(), images[i])
-        true, guess = util.CLASS_NAMES[labels[i]], util.CLASS_NAMES[guesses[i]]
-        title = f"true: {true}\npredicted: {guess}\nconfidence: {confidence[i]:.1%}"
-        assert ax.get_title() == title and ax.images[0].get_cmap().name == "gray"
-        assert ax.title.get_color() == (util.RED if i % 2 else "black")
+    right, wrong = figure.axes[0], figure.axes[6]  # the first, the most confident one
+    assert (right.images[0].get_array()[0, 0], right.title.get_color()) == (0, "black")
+    assert (wrong.images[0].get_array()[0, 0], wrong.title.get_color()) == (
+        400,
+        util.RED,
+    )
+    text = "true: Trouser\npredicted: T-shirt/top\nconfidence: 99.9%"
+    assert wrong.get_title() == text
