@@ -427,7 +427,7 @@ def main(arguments=None):
 
 
 def say_error(message):
-    """One line on stderr, whatever the message has."""
+    """Print the message on stderr, as one line."""
     print("main-FMNIST.py:", *str(message).split(), file=sys.stderr)
 
 

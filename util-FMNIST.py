@@ -61,7 +61,12 @@ TIMEOUT = 10  # seconds that a host may stay silent
 
 
 class InputError(Exception):
-    """Something that the user can put right; the message is one line and says how."""
+    """Something that the user can put right; the message says how."""
+
+
+def printable(text):
+    """A text without what could steer a terminal: a stranger's file may hold that."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text))
 
 
 # ---------------------------------------------------------------- TensorFlow's start
@@ -541,18 +546,19 @@ def load_classifier(path):
         if takes not in ((28, 28), (28, 28, 1), (784,)) or gives != (10,):
             raise InputError(f"it makes {gives} of {takes}, not (10,) of 28 x 28")
     except Exception as error:  # noqa: BLE001 - Keras and h5py raise nearly every kind
-        reason = " ".join(str(error).split())
-        if len(reason) > 250:  # Keras names the cause at the beginning or at the end
-            reason = f"{reason[:100]} … {reason[-150:]}"
-        raise InputError(f"{path}: no model that we can use: {reason}") from None
+        cause = " ".join(str(error).split()).rpartition("Exception encountered: ")[2]
+        if "safe_mode" in cause or "unsafe" in cause:
+            cause = "it carries code or names other files: Keras refuses it"
+        problem = f"no model that we can use: {printable(cause):.250}"
+        raise InputError(f"{path}: {problem}") from None
     return model
 
 
 def problem_of(path):
     """What a file has in place of a model, and what to do; None if Keras may read it."""
-    if not path.is_file():
+    if not path.exists():
         return "there is no such file"
-    if path.suffix not in (".h5", ".hdf5", ".keras"):
+    if path.is_dir() or path.suffix not in (".h5", ".hdf5", ".keras"):
         return "only .h5, .hdf5 and .keras files are read: save the model as one"
     if zipfile.is_zipfile(path):
         return None if path.suffix == ".keras" else "it is a .keras file: name it so"
@@ -588,12 +594,12 @@ def describe(path, model):
     print(f"\n{path}")
     print(f"{'layer':20} {'kind':18} {'output':>12}  {'':18} {'weights':>9}")
     for layer in layer_table(model):
-        print("{:20} {:18} {!s:>12}  {:18} {:9,}".format(*layer))
+        print(printable("{:20} {:18} {!s:>12}  {:18} {:9,}".format(*layer)))
     if h5py.is_hdf5(path):
         with h5py.File(path) as file:
             for name, value in file.attrs.items():
                 if name not in ("model_config", "training_config", "backend"):
-                    print(f"{name:20} {value}")
+                    print(printable(f"{name:20} {value}"))
 
 
 def layer_table(model):

@@ -314,40 +314,33 @@ MAKERS = {  # of files: their names, what makes them, words of the reason
     "lfs.h5": (lambda it: it.write_text("version https://git-lfs"), "git lfs pull"),
     "page.keras": (lambda it: it.write_text("<!DOCTYPE html>"), "web page"),
     "text.h5": (lambda it: it.write_text("hello"), "hello"),
-    "folder.h5": (Path.mkdir, "file"),
+    "folder.h5": (Path.mkdir, "only .h5"),
     "archive.h5": (lambda it: it.write_bytes(b"PK\5\6" + bytes(18)), ".keras file"),
     "misnamed.keras": (lambda it: h5py.File(it, "w").close(), ".h5 file"),
     "absent.h5": (lambda it: None, "no such file"),
     "model.txt": (Path.touch, "only .h5, .hdf5 and .keras"),
     "link.h5": (save_weights_elsewhere, "ExternalLink"),
     "dataset.h5": (save_weights_elsewhere, "external Dataset"),
-    "lambda.h5": (save_lambda, "safe_mode"),
-    "lambda.keras": (save_lambda, "safe_mode"),
+    "lambda.h5": (save_lambda, "Keras refuses it"),
+    "lambda.keras": (save_lambda, "Keras refuses it"),
 }
-SYSTEM = '{"module": "os", "class_name": "function", "config": "system"}'
-DENSE, FLATTEN = '"bias_constraint": null', '"data_format": "channels_last"}'
-KERAS = '"module": "keras.layers", "class_name": '
+SYSTEM = '{"module": "os", "class_name": "function", "config": "system", '
+SYSTEM += '"registered_name": "system"}'
 POPEN = '"module": "subprocess", "class_name": "Popen", "config": {"args": ["touch", "ran"]}'
-for (
-    stem,
-    old,
-    added,
-    word,
-) in (  # of two equal words in a configuration, the later counts
-    ("words", DENSE, r'"activation": "bad\n\u001b[31m"', "bad"),
-    ("activation", DENSE, f'"activation": {SYSTEM}', "system"),
-    ("initializer", DENSE, f'"bias_initializer": {SYSTEM}', "system"),
-    ("class", FLATTEN, POPEN, "Popen"),
-    (
-        "lookup",
-        FLATTEN,
-        KERAS + '"StringLookup", "config": {"vocabulary": "x"}',
-        "Vocab",
-    ),
-    ("tfsm", FLATTEN, KERAS + '"TFSMLayer", "config": {"filepath": "."}', "safe_mode"),
-):
-    make = functools.partial(forge, old, f"{old}, {added}")
-    MAKERS |= {f"{stem}.h5": (make, word), f"{stem}.keras": (make, word)}
+LOOKUP = '"class_name": "StringLookup", "config": {"vocabulary": "x"}'
+TFSM = '"class_name": "TFSMLayer", "config": {"filepath": "."}'
+DENSE, FLATTEN = '"bias_constraint": null', '"data_format": "channels_last"}'
+FORGED = {  # what is added there (of two equal words, the later counts), and the reason
+    "words": (DENSE, r'"activation": "bad\n\u001b[31m"', "bad"),
+    "activation": (DENSE, f'"activation": {SYSTEM}', "system"),
+    "initializer": (DENSE, f'"bias_initializer": {SYSTEM}', "system"),
+    "class": (FLATTEN, POPEN, "Popen"),
+    "lookup": (FLATTEN, f'"module": "keras.layers", {LOOKUP}', "Keras refuses it"),
+    "tfsm": (FLATTEN, f'"module": "keras.layers", {TFSM}', "Keras refuses it"),
+}
+for stem, (place, added, reason) in FORGED.items():
+    maker = functools.partial(forge, place, f"{place}, {added}")
+    MAKERS |= {f"{stem}.h5": (maker, reason), f"{stem}.keras": (maker, reason)}
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -410,6 +403,8 @@ def test_hyperparameters_show_the_study(util, main, picture, capsys, seeds, word
         assert ticks[middle] == f"{getattr(final, name):g}"
         rows = [row for row in study if row["hyperparameter"] == name]
         assert [f"{row['value']:g}" for row in rows] == ticks * 2
+        x = [line.get_xdata() for line, _, _ in ax.containers]
+        assert np.rint(x).tolist() == [[*range(len(ticks))]] * 2
         paths = [path for _, _, [x] in ax.containers for path in x.get_paths()]
         spread = [np.ptp(path.vertices[:, 1]) / 2 for path in paths]
         expected = [row["standard_deviation"] for row in rows]
@@ -448,7 +443,7 @@ def test_training_shows_each_network(util, make_trial, picture, seeds, epochs):
 
 def test_matrix_and_predictions_name_the_classes(util, picture):
     labels, guesses = np.repeat(
-        [[0, 0, 0, 1, 2], [0, 1, 2, 0, 2]], [299, 100, 1, 1, 1], 1
+        [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2]], [299, 100, 1, 1, 1], 1
     )
     confidence = np.linspace(0.5, 1, 402)
     arguments = labels, confidence[:, None] * np.eye(10)[guesses]
@@ -467,5 +462,5 @@ def test_matrix_and_predictions_name_the_classes(util, picture):
         400,
         util.RED,
     )
-    text = "true: Trouser\npredicted: T-shirt/top\nconfidence: 99.9%"
+    text = "true: Trouser\npredicted: Pullover\nconfidence: 99.9%"
     assert wrong.get_title() == text
