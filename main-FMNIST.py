@@ -326,42 +326,6 @@ def trial_key(setting, seed, options):
     return joblib.hash([setting._asdict(), seed, code, conditions])
 
 
-# ------------------------------------------------- models of others, and our own
-def evaluate_files(options):
-    """--evaluate: what saved models are, and how they score. If one cannot be used, the
-    others are shown all the same, and the exit status is 2."""
-    *_, test = util.load_data(options.data_dir, options.quick)
-    paths = options.evaluate or util.find_models(options.folder / "models")
-    status = 0
-    for path in map(Path, paths):
-        try:
-            evaluate_file(path, test)
-        except util.InputError as error:
-            say_error(error)
-            status = 2
-    sys.exit(status)
-
-
-def evaluate_file(path, test):
-    """Show a model's layers and scores, and what is unusual about it."""
-    images, y_test = test
-    model = util.load_classifier(path)
-    util.describe(path, model)
-    scores, probabilities = test_model(model, test)
-    if probabilities.min() < 0:
-        print("Its outputs are logits. Softmax makes probabilities of them.")
-        model = util.with_softmax(model)
-        scores, probabilities = test_model(model, test)
-    util.report_classes(y_test, probabilities)
-    numbers = [f"{name} {value:.4f}" for name, value in scores.items()]
-    print(f"{len(images):,} test images:", *numbers)
-    # `test_model` divides pixels by 255: here the network gets those from 0 to 255.
-    raw_scores, _ = test_model(model, (images * np.float32(255), y_test))
-    if raw_scores["accuracy"] >= scores["accuracy"] + 0.05:
-        accuracy = f"{raw_scores['accuracy']:.4f}"
-        print(f"It was trained on pixels from 0 to 255: on those, accuracy {accuracy}")
-
-
 # -------------------------------------------------------------------- the command line
 LIMITS = {  # the lowest and the highest value of an option, and in STUDY
     "dropout_rate": (0, 0.99), "learning_rate": (1e-12, 1e12), "batch_size": (1, 10**6),
@@ -373,7 +337,7 @@ def parse_options(arguments=None):
     """The command line as a namespace, with FINAL's values for what it does not name."""
     about = "Fashion-MNIST with two fully connected networks: the whole experiment."
     parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
-    parser.error = lambda message: fail(f"{message}; --help lists the options")
+    parser.error = lambda message: util.fail(f"{message}; --help lists the options")
     add = parser.add_argument
     cores = joblib.cpu_count()
     add("--quick", action="store_true", help="a try-out: few images, 5 epochs, quick/")
@@ -400,7 +364,7 @@ def parse_options(arguments=None):
     for name, (low, high) in LIMITS.items():
         values = (getattr(options, name), *STUDY.get(name, ()))
         if not all(low <= value <= high for value in values):
-            fail(f"{as_flag(name)} and STUDY: only numbers from {low} to {high}")
+            util.fail(f"{as_flag(name)} and STUDY: only numbers from {low} to {high}")
     return options
 
 
@@ -410,7 +374,7 @@ def as_flag(name):
 
 def main(arguments=None):
     if sys.stdout is None:
-        fail("stdout is closed")
+        util.fail("stdout is closed")
     if hasattr(sys.stdout, "reconfigure"):  # Jupyter's and IDLE's have no such method
         # For terminals without ± and boxes; and a pipe gets each line at once.
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
@@ -419,21 +383,11 @@ def main(arguments=None):
         if options.evaluate is None:
             run_experiment(options)
         else:
-            evaluate_files(options)
+            util.evaluate_files(options, test_model)
     except KeyboardInterrupt:
-        fail("interrupted; to continue, give the same command again", 130)
+        util.fail("interrupted; to continue, give the same command again", 130)
     except (MemoryError, OSError, UnicodeError, util.InputError) as error:
-        fail(str(error) or "out of memory")
-
-
-def say_error(message):
-    """Print the message on stderr, as one line."""
-    print("main-FMNIST.py:", *str(message).split(), file=sys.stderr)
-
-
-def fail(message, status=2):
-    say_error(message)
-    sys.exit(status)
+        util.fail(str(error) or "out of memory")
 
 
 if __name__ == "__main__":

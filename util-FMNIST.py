@@ -64,6 +64,16 @@ class InputError(Exception):
     """Something that the user can put right; the message says how."""
 
 
+def say_error(message):
+    """Print the message on stderr, as one line."""
+    print("main-FMNIST.py:", *str(message).split(), file=sys.stderr)
+
+
+def fail(message, status=2):
+    say_error(message)
+    sys.exit(status)
+
+
 def printable(text):
     """A text without what could steer a terminal: a stranger's file may hold that."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(text))
@@ -573,6 +583,40 @@ def problem_of(path):
         if "model_config" not in file.attrs:
             return "it holds weights and no layers: model.save saves both"
     return None
+
+
+def evaluate_files(options, test_model):
+    """--evaluate: what saved models are, and how they score. If one cannot be used, the
+    others are shown all the same, and the exit status is 2."""
+    *_, test = load_data(options.data_dir, options.quick)
+    status = 0
+    for path in options.evaluate or find_models(options.folder / "models"):
+        try:
+            evaluate_file(Path(path), test, test_model)
+        except InputError as error:
+            say_error(error)
+            status = 2
+    sys.exit(status)
+
+
+def evaluate_file(path, test, test_model):
+    """Show a model's layers and scores, and what is unusual about it."""
+    images, y_test = test
+    model = load_classifier(path)
+    describe(path, model)
+    scores, probabilities = test_model(model, test)
+    if probabilities.min() < 0:
+        print("Its outputs are logits. Softmax makes probabilities of them.")
+        model = with_softmax(model)
+        scores, probabilities = test_model(model, test)
+    report_classes(y_test, probabilities)
+    numbers = [f"{name} {value:.4f}" for name, value in scores.items()]
+    print(f"{len(images):,} test images:", *numbers)
+    # `test_model` divides pixels by 255: here the network gets those from 0 to 255.
+    raw_scores, _ = test_model(model, (images * np.float32(255), y_test))
+    if raw_scores["accuracy"] >= scores["accuracy"] + 0.05:
+        accuracy = f"{raw_scores['accuracy']:.4f}"
+        print(f"It was trained on pixels from 0 to 255: on those, accuracy {accuracy}")
 
 
 def with_softmax(model):
