@@ -185,7 +185,6 @@ def run_trial(setting, seed, options):
 def run_experiment(options):
     """Train what is missing, test, write the models, tables and plots, and report.
 
-    studies    {final setting: {("batch_size", 64): setting, ...}}
     files      {(setting, seed): path of the .h5 file}
     histories  {setting: {metric: array of shape (seeds, epochs)}}
     results    {final setting: [(scores, probabilities) for each seed]}
@@ -193,15 +192,9 @@ def run_experiment(options):
     train, validation, test = util.load_data(options.data_dir, options.quick)
     finals = final_settings(options)
     check_networks(finals, train, validation)
-    studies = {}
-    if not options.no_sweep:
-        studies = {s: study_settings(s) for s in finals if s.architecture in STUDIED}
-    settings = [*finals]
-    for moved in studies.values():
-        settings += moved.values()
-    settings = list(
-        dict.fromkeys(settings)
-    )  # each once: a study has its final one, too
+    studied = [s for s in finals if s.architecture in STUDIED and not options.no_sweep]
+    moved = [setting for final in studied for setting in study_settings(final).values()]
+    settings = list(dict.fromkeys(finals + moved))  # each once, the final ones first
     seeds = range(options.seed, options.seed + options.repeats)
     trials = itertools.product(settings, seeds)
     # A key names the trial's file. If there is a file of this name, it was trained before.
@@ -212,15 +205,12 @@ def run_experiment(options):
     for setting in settings:
         paths = [files[setting, seed] for seed in seeds]
         histories[setting] = util.read_histories(paths)
-    study = study_rows(studies, histories)
-    print("Testing the models")
+    study = study_rows(studied, histories)
+    print("Testing the models, writing tables and plots")
     results = {}
     for setting in finals:
         models = [util.load_classifier(files[setting, seed]) for seed in seeds]
         results[setting] = [test_model(model, test) for model in models]
-
-    print("Writing the models, tables and plots")
-    for setting in finals:
         content = files[setting, seeds[0]].read_bytes()
         util.write_whole(options.folder / f"models/{setting.model_name}.h5", content)
     util.write_tables(options.folder / "models", histories, results, study, seeds)
@@ -247,15 +237,15 @@ def check_networks(settings, train, validation):
         util.check_file(setting.label, content)
 
 
-def study_rows(studies, histories):
-    """The rows of study.csv. Differences are from the final setting, seed by seed, as a
-    seed means the same first weights and the same order of the images."""
+def study_rows(studied, histories):
+    """The rows of study.csv. `studied` are final settings. Differences are from these,
+    seed by seed: a seed means the same first weights and the same order of images."""
     rows = []
-    for final, moved in studies.items():
+    for final in studied:
         by_epoch = histories[final]["val_accuracy"]  # of shape (seeds, epochs)
         reference = by_epoch[:, -1]
         accuracies = {}  # {(hyperparameter, value): array of shape (seeds,)}
-        for point, setting in moved.items():
+        for point, setting in study_settings(final).items():
             accuracies[point] = histories[setting]["val_accuracy"][:, -1]
         for fifth in (1, 2, 3, 4, 5):  # of 50 epochs: 10, 20, 30, 40, 50
             epoch = math.ceil(final.epochs * fifth / 5)
@@ -309,14 +299,11 @@ def test_model(model, test):
 # ----------------------------------------------------------- no trial is trained twice
 # The experiment ends here. These functions, and model-FMNIST.py, make a trial's numbers.
 # If a statement of them is edited, all trials are trained again.
-CODE = [
-    util.source_code(function)
-    for function in (
-        build_network, train_trial, epoch_function, run_trial, util.adam,
-        util.model_file, util.in_keras2_words, util.fix_environment,
-        util.import_tensorflow,
-    )
-]  # fmt: skip
+TRAINING = (
+    build_network, train_trial, epoch_function, run_trial, util.adam, util.model_file,
+    util.in_keras2_words, util.fix_environment, util.import_tensorflow,
+)  # fmt: skip
+CODE = [util.source_code(function) for function in TRAINING]
 
 
 def trial_key(setting, seed, options):
@@ -347,29 +334,24 @@ def parse_options(arguments=None):
     add("--data-dir", metavar="DIR", help="the folder with the four data files")
     add("--output-dir", metavar="DIR", type=Path, help="where models/ and plots/ go")
     for name, value in FINAL.items():
-        about = f"of the final models ({value})"
-        add(as_flag(name), metavar="X", type=type(value), help=about)
+        flag, about = "--" + name.replace("_", "-"), f"of the final models ({value})"
+        add(flag, metavar="X", type=type(value), default=value, help=about)
     add("--seed", metavar="N", type=int, default=0, help="the first seed (0)")
     add("--repeats", metavar="N", type=int, default=1, help="how many seeds (1)")
     add("--jobs", metavar="N", type=int, default=cores, help="trials at a time (cores)")
     add("--cluster", metavar="ADDRESS", help="a Dask cluster, tcp://HOST:8786")
     options = parser.parse_args(arguments)
-    if options.epochs is None and options.quick:
-        options.epochs = 5
-    for name, value in FINAL.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    if options.quick:
+        parser.set_defaults(epochs=5)  # it counts if the command line names no epochs
+        options = parser.parse_args(arguments)
     beside_script = HERE / "quick" if options.quick else HERE
     options.folder = (options.output_dir or beside_script).resolve()
     for name, (low, high) in LIMITS.items():
         values = (getattr(options, name), *STUDY.get(name, ()))
         if not all(low <= value <= high for value in values):
-            util.fail(f"{as_flag(name)} and STUDY: only numbers from {low} to {high}")
+            flag = "--" + name.replace("_", "-")
+            util.fail(f"{flag} and STUDY: only numbers from {low} to {high}")
     return options
-
-
-def as_flag(name):
-    return "--" + name.replace("_", "-")
 
 
 def main(arguments=None):

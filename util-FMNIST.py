@@ -12,7 +12,6 @@ import contextlib
 import csv
 import functools
 import gzip
-import hashlib
 import importlib
 import inspect
 import io
@@ -50,9 +49,7 @@ DATA_FILES = (
     "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz",
     "t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz",
 )  # fmt: skip
-DATA_SHA256 = (  # of their content, unpacked, without headers
-    "ca3ab2a37f845e1b8ae23cab1b51749a3011ba3bf1d9016176d75cbaabac376f"
-)
+DATA_CRC32 = 0xC7A95B27  # of their content, unpacked, without headers
 DATA_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"  # Keras's own
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")  # where the package puts them
@@ -171,11 +168,9 @@ def load_data(data_dir=None, quick=False):
         raise InputError(f"{folder}: not a label for each image; replace the files")
     if len(x) < 5 or len(x_test) < 1:
         raise InputError(f"{folder}: it has too few images; replace the files")
-    if hashlib.sha256(b"".join(arrays)).hexdigest() != DATA_SHA256:
-        problem = f"Warning: the files in {folder} are not Fashion-MNIST"
-        print(
-            f"{problem} (those of MNIST's digits have the same names)", file=sys.stderr
-        )
+    if zlib.crc32(b"".join(arrays)) != DATA_CRC32:
+        warning = f"Warning: the files in {folder} are not Fashion-MNIST"
+        print(warning, "(MNIST's digits have the same names)", file=sys.stderr)
     split = len(x) * 4 // 5
     parts = [(x[:split], y[:split]), (x[split:], y[split:]), (x_test, y_test)]
     sizes = (4800, 1200, 2000) if quick else (None, None, None)  # None: all
@@ -188,9 +183,7 @@ def load_data(data_dir=None, quick=False):
 def read_idx(path):
     """A gzipped IDX file of images or labels as a uint8 array. Raises InputError."""
     shape = (-1, 28, 28) if "images" in path.name else (-1,)
-    header = 4 + 4 * len(
-        shape
-    )  # bytes: a word for the type, one for each axis's length
+    header = 4 + 4 * len(shape)  # bytes: a word for the type, one for each axis
     unpacked = path.with_suffix("")
     if not path.exists() and unpacked.exists():
         raise InputError(
@@ -228,8 +221,7 @@ def find_data():
                     write_whole(cache / name, (folder / name).read_bytes())
             return cache
         except Exception as error:  # noqa: BLE001 - Keras's download raises a bare Exception
-            words_of_apt = getattr(error, "stderr", None)
-            reason = words_of_apt or str(error) or repr(error)
+            reason = getattr(error, "stderr", None) or repr(error)  # apt's words
             failures += f"; {source}: {' '.join(reason.split())}"
     raise InputError(
         f"Fashion-MNIST is not in {cache} nor {DEBIAN_DIR} and could not be fetched"
@@ -256,10 +248,8 @@ def unpack_debian(folder):
         mkdir -p lists/partial archives/partial &&
         {apt} update && {apt} download {DEBIAN_PACKAGE} && dpkg-deb -x *.deb .
     """
-    subprocess.run(
-        ["sh", "-c", commands], cwd=folder, check=True, capture_output=True, text=True,
-        timeout=1800,
-    )  # fmt: skip
+    options = {"cwd": folder, "capture_output": True, "text": True, "timeout": 1800}
+    subprocess.run(commands, shell=True, check=True, **options)
     return folder / DEBIAN_DIR.relative_to("/")
 
 
@@ -298,31 +288,35 @@ def train_missing(keys, run_trial, options):
     files = {trial: store / f"{key}.h5" for trial, key in keys.items()}
     missing = [t for t, file in files.items() if options.fresh or not is_whole(file)]
     print(f"{len(files)} trials, {len(files) - len(missing)} of them trained before")
-    if missing:
-        print(f"{len(missing)} to train. First, TensorFlow starts.")
-        print("network        dropout learning    batch  seed  val.acc.  done")
-    deaths = 0
-    while missing:
+    if not missing:
+        return files
+    print(f"{len(missing)} to train. First, TensorFlow starts.")
+    print("network        dropout learning    batch  seed  val.acc.  done")
+    for _ in range(5):
         try:
             train_in_workers(missing, keys, files, run_trial, options)
+            return files
         except futures.BrokenExecutor:
-            deaths += 1
-            if deaths == 5:
-                problem = "workers died five times: is there memory for --jobs?"
-                raise InputError(problem) from None
             print("A worker died. Another one trains what is missing.")
-    return files
+    raise InputError("workers died five times: is there memory for --jobs?")
 
 
 def train_in_workers(missing, keys, files, run_trial, options):
     """Train the trials in `missing`. Each leaves the list once its file is written."""
     start_workers = cluster_workers if options.cluster else local_workers
-    with start_workers(options) as pool, progress_bar() as bar:
+    columns = progress.TimeElapsedColumn(), *progress.Progress.get_default_columns()
+    bar = progress.Progress(*columns, disable=not sys.stdout.isatty())
+    with start_workers(options) as pool, bar:
+        # A terminal sends Ctrl-C to all processes. Workers that start while this one
+        # ignores it inherit that, and leave it to this one. `submit` starts them.
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         running = {}
         for trial in missing:
             task = (run_trial, trial, keys[trial], files[trial], options)
             running[pool.submit(train_and_keep, *task)] = trial
-        for future in bar.track(futures.as_completed(running), len(running)):
+        signal.signal(signal.SIGINT, handler)
+        finished = futures.as_completed(running)
+        for future in bar.track(finished, len(running), description="Training"):
             trial = running[future]
             content = future.result()
             if content is not None:
@@ -330,15 +324,6 @@ def train_in_workers(missing, keys, files, run_trial, options):
             missing.remove(trial)
             done = len(files) - len(missing)
             print(f"{trial_line(*trial, files[trial])}  {done:4}")
-
-
-def progress_bar():
-    """What a terminal shows below the lines, with a clock from the first second on."""
-    return progress.Progress(
-        progress.SpinnerColumn(), "Training", progress.BarColumn(13),
-        progress.TaskProgressColumn(), progress.TimeElapsedColumn(), "elapsed",
-        progress.TimeRemainingColumn(), "left", disable=not sys.stdout.isatty(),
-    )  # fmt: skip
 
 
 def train_and_keep(run_trial, trial, key, path, options):
@@ -367,11 +352,6 @@ def local_workers(options):
     vars(sys.modules["__main__"]).setdefault("__spec__", None)
     spawn = multiprocessing.get_context("spawn")
     pool = futures.ProcessPoolExecutor(options.jobs, spawn, prepare_worker)
-    # A terminal sends Ctrl-C to all processes. Workers that start while it is ignored
-    # inherit that, and leave it to this process.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pool.submit(abs, 0)  # starts the workers
-    signal.signal(signal.SIGINT, handler)
     try:
         yield pool
     except BaseException:
@@ -388,8 +368,7 @@ def prepare_worker():
     killed."""
     # Keras imports these two if it can, which costs a worker 80 MiB and a second. A None
     # makes the import fail.
-    sys.modules["sklearn"] = None
-    sys.modules["matplotlib"] = None
+    sys.modules["sklearn"] = sys.modules["matplotlib"] = None
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # stderr: errors reach the parent as exceptions
     parent = multiprocessing.parent_process()
@@ -413,7 +392,8 @@ def cluster_workers(options):
     connection = distributed.comm.connect(options.cluster)
     try:
         # Client would wait for ever for a port that speaks, say, HTTP.
-        asyncio.run(asyncio.wait_for(connection, TIMEOUT))
+        with futures.ThreadPoolExecutor(1) as thread:  # a notebook's has an event loop
+            thread.submit(asyncio.run, asyncio.wait_for(connection, TIMEOUT)).result()
         client = distributed.Client(options.cluster, timeout=TIMEOUT)
     except (OSError, ValueError, distributed.TimeoutError) as error:
         reason = str(error) or "no Dask scheduler answers there"
@@ -432,18 +412,15 @@ def trial_line(setting, seed, path):
     """A line for the terminal: what was trained, and its last validation accuracy."""
     accuracy = read_histories([path])["val_accuracy"][0, -1]
     result = "diverged" if math.isnan(accuracy) else f"{accuracy:.4f}"
-    values = (
-        f"{setting.dropout_rate:8g} {setting.learning_rate:8g} {setting.batch_size:8}"
-    )
-    return f"{setting.label:13} {values}  {seed:4}  {result:8}"
+    rates = f"{setting.dropout_rate:8g} {setting.learning_rate:8g}"
+    return f"{setting.label:13} {rates} {setting.batch_size:8}  {seed:4}  {result:8}"
 
 
 def is_whole(path):
     """Whether the file of a trial can be opened and has its history."""
-    try:
+    with contextlib.suppress(OSError, KeyError):
         return bool(read_histories([path]))
-    except (OSError, KeyError):
-        return False
+    return False
 
 
 def write_whole(path, content):
@@ -532,25 +509,19 @@ def check_file(label, content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.h5")
         path.write_bytes(content)
-        try:
-            load_classifier(path)
-        except InputError as error:
-            reason = str(error).removeprefix(f"{path}: ")
-            raise InputError(
-                f"{label}: its saved file cannot be used: {reason}"
-            ) from None
+        load_classifier(path, f"the saved file of {label}")
 
 
-def load_classifier(path):
+def load_classifier(path, name=None):
     """The Fashion-MNIST classifier in an .h5 or .keras file, as an uncompiled model.
 
-    Keras itself refuses files that carry code or name other files (since 3.12.4).
+    `name` is what a message calls the file. Keras itself refuses files that carry code
+    or name other files (since 3.12.4).
     Raises InputError, which says what to do, for those and for all that is no such model.
     """
     _, keras = import_tensorflow()
     try:
-        if problem := problem_of(path):
-            raise InputError(problem)
+        check_content(path)
         model = keras.models.load_model(path, compile=False)
         takes, gives = model.input_shape[1:], model.output_shape[1:]
         if takes not in ((28, 28), (28, 28, 1), (784,)) or gives != (10,):
@@ -560,29 +531,28 @@ def load_classifier(path):
         if "safe_mode" in cause or "unsafe" in cause:
             cause = "it carries code or names other files: Keras refuses it"
         problem = f"no model that we can use: {printable(cause):.250}"
-        raise InputError(f"{path}: {problem}") from None
+        raise InputError(f"{name or path}: {problem}") from None
     return model
 
 
-def problem_of(path):
-    """What a file has in place of a model, and what to do; None if Keras may read it."""
+def check_content(path):
+    """Raise InputError, which says what to do, if a file cannot have a model."""
     if not path.exists():
-        return "there is no such file"
+        raise InputError("there is no such file")
     if path.is_dir() or path.suffix not in (".h5", ".hdf5", ".keras"):
-        return "only .h5, .hdf5 and .keras files are read: save the model as one"
-    if zipfile.is_zipfile(path):
-        return None if path.suffix == ".keras" else "it is a .keras file: name it so"
-    if not h5py.is_hdf5(path):
+        raise InputError("only .h5, .hdf5 and .keras files are read: save it as one")
+    is_zip = zipfile.is_zipfile(path)
+    if not is_zip and not h5py.is_hdf5(path):
         with open(path, "rb") as file:
             start = file.read(40).decode(errors="replace")
         what = "a web page, a Git LFS pointer (git lfs pull), a part of a file?"
-        return f"it begins with {start!r}: {what} Fetch the model itself"
-    if path.suffix == ".keras":
-        return "it is an .h5 file: name it so"
-    with h5py.File(path) as file:
-        if "model_config" not in file.attrs:
-            return "it holds weights and no layers: model.save saves both"
-    return None
+        raise InputError(f"it begins with {start!r}: {what} Fetch the model itself")
+    if is_zip != (path.suffix == ".keras"):
+        raise InputError("a zip is a .keras file, HDF5 an .h5 file: name it so")
+    if not is_zip:
+        with h5py.File(path) as file:
+            if "model_config" not in file.attrs:
+                raise InputError("it holds weights, no layers: model.save saves both")
 
 
 def evaluate_files(options, test_model):
@@ -590,7 +560,10 @@ def evaluate_files(options, test_model):
     others are shown all the same, and the exit status is 2."""
     *_, test = load_data(options.data_dir, options.quick)
     status = 0
-    for path in options.evaluate or find_models(options.folder / "models"):
+    paths = options.evaluate or sorted(options.folder.glob("models/*.h5"))
+    if not paths:
+        raise InputError(f"{options.folder}/models has no .h5 files: name some")
+    for path in paths:
         try:
             evaluate_file(Path(path), test, test_model)
         except InputError as error:
@@ -601,15 +574,22 @@ def evaluate_files(options, test_model):
 
 def evaluate_file(path, test, test_model):
     """Show a model's layers and scores, and what is unusual about it."""
+    from sklearn.metrics import classification_report
+
+    _, keras = import_tensorflow()
     images, y_test = test
     model = load_classifier(path)
     describe(path, model)
     scores, probabilities = test_model(model, test)
     if probabilities.min() < 0:
         print("Its outputs are logits. Softmax makes probabilities of them.")
-        model = with_softmax(model)
+        model = keras.Sequential([model, keras.layers.Softmax()])
         scores, probabilities = test_model(model, test)
-    report_classes(y_test, probabilities)
+    table = classification_report(
+        y_test.argmax(axis=1), probabilities.argmax(axis=1), labels=range(10),
+        target_names=CLASS_NAMES, zero_division=0,
+    )  # fmt: skip
+    print(table)
     numbers = [f"{name} {value:.4f}" for name, value in scores.items()]
     print(f"{len(images):,} test images:", *numbers)
     # `test_model` divides pixels by 255: here the network gets those from 0 to 255.
@@ -617,20 +597,6 @@ def evaluate_file(path, test, test_model):
     if raw_scores["accuracy"] >= scores["accuracy"] + 0.05:
         accuracy = f"{raw_scores['accuracy']:.4f}"
         print(f"It was trained on pixels from 0 to 255: on those, accuracy {accuracy}")
-
-
-def with_softmax(model):
-    """A model that gives probabilities in place of logits."""
-    _, keras = import_tensorflow()
-    return keras.Sequential([model, keras.layers.Softmax()])
-
-
-def find_models(folder):
-    """The paths of all models in a folder. Raises InputError if there are none."""
-    paths = [p for p in folder.glob("*") if p.suffix in (".h5", ".hdf5", ".keras")]
-    if not paths:
-        raise InputError(f"{folder} has no models: train them, or name files")
-    return sorted(paths)
 
 
 def describe(path, model):
@@ -658,11 +624,8 @@ def layer_table(model):
             if name in config:
                 words.append(f"{name.replace('_', ' ')} {config[name]}")
         if regularizer := config.get("kernel_regularizer"):
-            words += [f"{k.upper()} {v:g}" for k, v in regularizer["config"].items()]
-        try:
-            shape = layer.output.shape[1:]
-        except (AttributeError, ValueError):  # a layer that is used twice has two
-            shape = "?"
+            words += [f"{k.upper()} {v}" for k, v in regularizer["config"].items()]
+        shape = getattr(layer.output, "shape", "?")[1:]  # a layer with two outputs: ""
         kind = type(layer).__name__
         rows.append((layer.name, kind, shape, " ".join(words), layer.count_params()))
     return rows
@@ -673,9 +636,8 @@ def mean_and_spread(values):
     """Mean, standard deviation and standard error over the seeds, the first axis. The
     spread of a single seed is not known: NaN."""
     values = np.array(values)
-    deviation = np.full(values.shape[1:], math.nan)
-    if len(values) > 1:
-        deviation = values.std(axis=0, ddof=1)
+    single = len(values) == 1
+    deviation = values[0] * math.nan if single else values.std(axis=0, ddof=1)
     return values.mean(axis=0), deviation, deviation / math.sqrt(len(values))
 
 
@@ -730,41 +692,27 @@ def report_study(study):
 
 def report_results(results):
     """The test results: means over the seeds and, below, standard deviations."""
-    scores = {}  # {label: {score: array of shape (seeds,)}}
+    scores = {}  # {label: array of shape (seeds, scores)}
     for setting, tested in results.items():
-        rows = [row for row, _ in tested]
-        scores[setting.label] = {k: np.array([row[k] for row in rows]) for k in rows[0]}
-    print(f"\n{'Test results':12}" + "".join(f" {name:>8}" for name in rows[0]))
-    for label, columns in scores.items():
-        means = deviations = ""
-        for name, values in columns.items():
-            mean, deviation, _ = mean_and_spread(values)
-            width = 1 + max(8, len(name))
-            result = "diverged" if math.isnan(mean) else f"{mean:.4f}"
-            means += result.rjust(width)
-            deviations += f"±{deviation:.4f}".rjust(width)
-        print(f"{label:12}{means}")
-        if len(rows) > 1:
-            print(" " * 12 + deviations)
+        scores[setting.label] = np.array([[*row.values()] for row, _ in tested])
+    names, seeds = [*tested[0][0]], len(tested)  # the same for each setting
+    line = "{:12} {:>8} {:>8} {:>9} {:>8} {:>8}"
+    print("\n" + line.format("Test results", *names))
+    for label, by_seed in scores.items():
+        means, deviations, _ = mean_and_spread(by_seed)
+        cells = [f"{mean:.4f}".replace("nan", "diverged") for mean in means]
+        print(line.format(label, *cells))
+        if seeds > 1:
+            print(line.format("", *[f"±{deviation:.4f}" for deviation in deviations]))
     print("The loss is cross-entropy + L2 penalty.")
-    if len(rows) > 1:
+    if seeds > 1:
+        accuracy = names.index("accuracy")
         plain = [setting.label for setting in results if not setting.use_regularizer]
         pairs = [*itertools.combinations(plain, 2), *((x, f"{x} + L2") for x in plain)]
         for one, other in pairs:
-            differences = scores[one]["accuracy"] - scores[other]["accuracy"]
+            differences = scores[one][:, accuracy] - scores[other][:, accuracy]
             mean, _, error = mean_and_spread(differences)
             print(f"{one} - {other}: {mean:+.4f}, standard error {error:.4f}")
-
-
-def report_classes(y_test, probabilities):
-    """scikit-learn's table of the scores of each class."""
-    from sklearn.metrics import classification_report
-
-    table = classification_report(
-        y_test.argmax(axis=1), probabilities.argmax(axis=1), labels=range(10),
-        target_names=CLASS_NAMES, zero_division=0,
-    )  # fmt: skip
-    print(table)
 
 
 BLUE, ORANGE, RED = "#00508c", "#f0a000", "#b00000"
@@ -782,24 +730,20 @@ def draw(options, histories, results, study, test):
     for setting, tested in results.items():
         scores, probabilities = tested[0]
         title = f"{setting.label}{seed}: test accuracy {scores['accuracy']:.2%}"
-        figures[setting.model_name.replace("model", "confusion_matrix")] = (
-            plot_confusion_matrix(title, labels, probabilities)
-        )
-        if not setting.use_regularizer:
-            path = options.folder / f"models/{setting.model_name}.h5"
-            figure = plot_architecture(load_classifier(path))
-            figures[f"architecture_{setting.architecture}"] = figure
-    best = max(
-        results, key=lambda s: np.nan_to_num(histories[s]["val_accuracy"][:, -1]).mean()
-    )
-    figures["predictions"] = plot_predictions(
-        f"{best.label}{seed}", images, labels, results[best][0][1]
-    )
-    for setting in results:
-        rows = [row for row in study if row["architecture"] == setting.architecture]
-        if rows and not setting.use_regularizer:
-            figure = plot_hyperparameters(rows, setting)
-            figures[f"hyperparameters_{setting.architecture}"] = figure
+        figure = plot_confusion_matrix(title, labels, probabilities)
+        figures[setting.model_name.replace("model", "confusion_matrix")] = figure
+        if setting.use_regularizer:
+            continue
+        network = setting.architecture
+        model = load_classifier(options.folder / f"models/{setting.model_name}.h5")
+        figures[f"architecture_{network}"] = plot_architecture(model)
+        rows = [row for row in study if row["architecture"] == network]
+        if rows:
+            figures[f"hyperparameters_{network}"] = plot_hyperparameters(rows, setting)
+    best = max(results, key=lambda s: histories[s]["val_accuracy"][:, -1].mean())
+    _, probabilities = results[best][0]
+    title = f"{best.label}{seed}"
+    figures["predictions"] = plot_predictions(title, images, labels, probabilities)
     note = ""
     if options.quick:
         note = "A quick run: differences of 3 points may be chance."
@@ -895,27 +839,24 @@ def plot_training(histories):
     title = f"The networks in training{spread}"
     figure, axes = new_figure(len(networks), 2, size, title, sharey="col")
     y_labels = {"accuracy": "accuracy", "loss": "loss (cross-entropy + L2 penalty)"}
-    curves = (("training", "", 1), ("validation", "val_", 2.5))  # prefix, line width
+    panels = dict(zip(itertools.product(networks, y_labels), axes))
     for setting, history in histories.items():
         look = LOOKS[setting.use_regularizer]
-        row = 2 * networks.index(setting.architecture)
-        for ax, metric in zip(axes[row : row + 2], y_labels):
-            for part, prefix, width in curves:
-                mean, deviation, _ = mean_and_spread(history[prefix + metric])
-                epochs = np.arange(1, len(mean) + 1)
-                style = {
-                    **look,
-                    "label": f"{part}, {look['label']}",
-                    "linewidth": width,
-                }
-                marker = "o" if len(epochs) == 1 else ""  # a line needs two points
-                ax.plot(epochs, mean, marker=marker, **style)
-                low, high = mean - deviation, mean + deviation
-                ax.fill_between(epochs, low, high, color=look["color"], alpha=0.2)
-            ax.set(xlabel="epoch", ylabel=y_labels[metric])
-            ax.set_title(setting.architecture.title())
-            ax.xaxis.get_major_locator().set_params(integer=True)
-            ax.grid(alpha=0.3)
+        for name, runs in history.items():
+            validates = name.startswith("val_")
+            ax = panels[setting.architecture, name.removeprefix("val_")]
+            mean, deviation, _ = mean_and_spread(runs)
+            epochs = np.arange(1, len(mean) + 1)
+            label = f"{'validation' if validates else 'training'}, {look['label']}"
+            style = look | {"label": label, "linewidth": 2.5 if validates else 1}
+            marker = "o" if len(epochs) == 1 else ""  # a line needs two points
+            ax.plot(epochs, mean, marker=marker, **style)
+            low, high = mean - deviation, mean + deviation
+            ax.fill_between(epochs, low, high, color=look["color"], alpha=0.2)
+    for (network, metric), ax in panels.items():
+        ax.set(xlabel="epoch", ylabel=y_labels[metric], title=network.title())
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.grid(alpha=0.3)
     axes[0].legend()
     return figure
 
