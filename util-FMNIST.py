@@ -53,6 +53,7 @@ DATA_CRC32 = 0xC7A95B27  # of their content, unpacked, without headers
 DATA_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"  # Keras's own
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")  # where the package puts them
+MODEL_FILES = (".h5", ".hdf5", ".keras")
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of a history, as Keras's
 TIMEOUT = 10  # seconds that a host may stay silent
 
@@ -539,7 +540,7 @@ def check_content(path):
     """Raise InputError, which says what to do, if a file cannot have a model."""
     if not path.exists():
         raise InputError("there is no such file")
-    if path.is_dir() or path.suffix not in (".h5", ".hdf5", ".keras"):
+    if path.is_dir() or path.suffix not in MODEL_FILES:
         raise InputError("only .h5, .hdf5 and .keras files are read: save it as one")
     is_zip = zipfile.is_zipfile(path)
     if not is_zip and not h5py.is_hdf5(path):
@@ -560,9 +561,10 @@ def evaluate_files(options, test_model):
     others are shown all the same, and the exit status is 2."""
     *_, test = load_data(options.data_dir, options.quick)
     status = 0
-    paths = options.evaluate or sorted(options.folder.glob("models/*.h5"))
+    found = sorted(options.folder.glob("models/*"))
+    paths = options.evaluate or [path for path in found if path.suffix in MODEL_FILES]
     if not paths:
-        raise InputError(f"{options.folder}/models has no .h5 files: name some")
+        raise InputError(f"{options.folder}/models has no models: name some files")
     for path in paths:
         try:
             evaluate_file(Path(path), test, test_model)
@@ -740,7 +742,8 @@ def draw(options, histories, results, study, test):
         rows = [row for row in study if row["architecture"] == network]
         if rows:
             figures[f"hyperparameters_{network}"] = plot_hyperparameters(rows, setting)
-    best = max(results, key=lambda s: histories[s]["val_accuracy"][:, -1].mean())
+    reached = {s: histories[s]["val_accuracy"][:, -1].mean() for s in results}
+    best = max(reached, key=lambda setting: np.nan_to_num(reached[setting]))
     _, probabilities = results[best][0]
     title = f"{best.label}{seed}"
     figures["predictions"] = plot_predictions(title, images, labels, probabilities)
