@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import functools
+import gc
 import hashlib
 import http.server
 import io
@@ -186,7 +187,10 @@ def test_training_starts_as_published(
     assert 0.82 < history["val_accuracy"][-1] < 0.88
 
 
-def test_a_trial_does_the_arithmetic_of_fit(main, util, make_trial, data, tmp_path):
+@pytest.mark.parametrize("network, with_l2", [("tyler", False), ("jackson", True)])
+def test_a_trial_does_the_arithmetic_of_fit(
+    main, util, make_trial, data, tmp_path, network, with_l2
+):
     """Without dropout, all chance is in the first weights and in the order of the images,
     which is new in each epoch. The last batch of 600 images is smaller."""
     import keras
@@ -194,8 +198,8 @@ def test_a_trial_does_the_arithmetic_of_fit(main, util, make_trial, data, tmp_pa
     (images, labels), (x_val, y_val), _ = data
     images, x_val = images / np.float32(255), x_val / np.float32(255)
     values = {"learning_rate": 0.0005, "batch_size": 250, "epochs": 2}
-    values |= {"dropout_rate": 0.0, "use_regularizer": True}
-    setting, seed = make_trial("jackson", seed=3, **values)
+    values |= {"dropout_rate": 0.0, "use_regularizer": with_l2}
+    setting, seed = make_trial(network, seed=3, **values)
     path = tmp_path / "model.h5"
     path.write_bytes(main.train_trial(setting, seed, *data[:2]))
     keras.utils.set_random_seed(3)
@@ -214,6 +218,28 @@ def test_a_trial_does_the_arithmetic_of_fit(main, util, make_trial, data, tmp_pa
     for one, other in zip(ours.weights, theirs.weights, strict=True):
         # Adam divides by the gradient's size: where that is nearly 0, rounding shows.
         assert np.abs(one.value - other.value).mean() < 1e-5
+
+
+def test_each_step_draws_its_own_dropout_and_validation_has_none(
+    main, util, make_trial, data
+):
+    model = main.build_network(make_trial("jackson")[0])
+    run_epoch = main.epoch_function(model, util.adam(1e-12))  # no weight moves
+    order = np.arange(600, dtype="int32")  # a single batch
+    for training, different in ((True, 3), (False, 1)):
+        epochs = [run_epoch(*data[0], order, 600, training) for _ in range(3)]
+        assert len({float(epoch["loss"]) for epoch in epochs}) == different
+
+
+def test_a_trial_leaves_nothing_in_its_worker(main, make_trial, data):
+    """A model and its graphs refer to each other and would pile up."""
+    import keras
+
+    counts = []
+    for _ in range(3):
+        main.train_trial(*make_trial(), *data[:2])
+        counts.append(sum(type(x) is keras.Sequential for x in gc.get_objects()))
+    assert counts == counts[:1] * 3
 
 
 def test_a_diverged_model_has_no_scores(main, util, make_trial, data, tmp_path, capsys):
