@@ -183,20 +183,17 @@ def load_data(data_dir=None, quick=False):
 
 def read_idx(path):
     """A gzipped IDX file of images or labels as a uint8 array. Raises InputError."""
+    if not path.exists():
+        unpacked = path.with_suffix("")
+        remedy = f"; make it with: gzip {unpacked}" if unpacked.exists() else ""
+        raise InputError(f"{path}: there is no such file{remedy}")
     shape = (-1, 28, 28) if "images" in path.name else (-1,)
     header = 4 + 4 * len(shape)  # bytes: a word for the type, one for each axis
-    unpacked = path.with_suffix("")
-    if not path.exists() and unpacked.exists():
-        raise InputError(
-            f"{path}: there is no such file; make it with: gzip {unpacked}"
-        )
     try:
         content = gzip.decompress(path.read_bytes())  # it has a checksum
         values = np.frombuffer(content, np.uint8, offset=header).reshape(shape)
         if len(shape) == 1 and values.max(initial=0) > 9:
             raise ValueError(f"it has the label {values.max()}")
-    except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file") from None
     except (OSError, EOFError, ValueError, zlib.error) as error:
         problem = f"no IDX file of images or labels ({error})"
         raise InputError(f"{path}: {problem}; replace or delete it") from None
@@ -747,11 +744,11 @@ def draw(options, histories, results, study, test):
     _, probabilities = results[best][0]
     title = f"{best.label}{seed}"
     figures["predictions"] = plot_predictions(title, images, labels, probabilities)
-    note = ""
-    if options.quick:
-        note = "A quick run: differences of 3 points may be chance."
     for name, figure in figures.items():
-        save_figure(figure, options.folder / f"plots/{name}.png", note)
+        if options.quick:
+            note = "A quick run: differences of 3 points may be chance."
+            figure.supxlabel(note, fontsize="medium", color=RED)
+        save_figure(figure, options.folder / f"plots/{name}.png")
 
 
 def new_figure(rows, columns, size, title, sharey="none"):
@@ -763,9 +760,8 @@ def new_figure(rows, columns, size, title, sharey="none"):
     return figure, figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel()
 
 
-def save_figure(figure, path, note=""):
-    """Write a figure, with the note at its foot, as a PNG file."""
-    figure.supxlabel(note, fontsize="medium", color=RED)
+def save_figure(figure, path):
+    """Write a figure as a PNG file."""
     picture = io.BytesIO()
     figure.savefig(picture)
     write_whole(path, picture.getvalue())
