@@ -154,6 +154,7 @@ def test_the_study_moves_one_published_value_at_a_time(main):
     assert [*moved] == [(name, x) for name in values for x in values[name]]
     for (name, value), setting in moved.items():
         assert setting == finals[0]._replace(**{name: value})
+    assert ("batch_size", 96) in main.study_settings(finals[0]._replace(batch_size=96))
     histories = {it: {"val_accuracy": np.eye(50)} for it in moved.values()}
     study = main.study_rows(finals[:1], histories)
     assert [row["value"] for row in study[-5:]] == [10, 20, 30, 40, 50]
@@ -301,6 +302,8 @@ def test_a_whole_run_and_what_is_trained_after_it(
     losses = column(whole.folder / "models/history.csv", "loss", epoch=2)
     assert len({*losses}) == len(losses) == 10  # each value of a trial matters
     assert {*os.listdir(whole.folder)} == SCRIPTS | {"models", "plots", ".trials"}
+    pictures = {path.stem for path in (PROJECT / "plots").iterdir()}
+    assert {path.stem for path in (whole.folder / "plots").iterdir()} == pictures
     assert {*os.listdir(whole.elsewhere)} == set()
     assert (whole.folder / "models/mine.h5").read_text() == "mine"
     monkeypatch.setattr(main, "STUDY", STUDY)
@@ -320,6 +323,8 @@ def test_a_whole_run_and_what_is_trained_after_it(
 
     assert {seed for _, seed in to_train("--repeats", 2)} == {8}
     assert len(to_train("--fresh")) == len(to_train("--epochs", 3)) == 10
+    train.side_effect = [futures.BrokenExecutor] * 5 + [util.InputError("stop")]
+    assert "workers died five times" in call(*small, "--fresh", status=2)
     moved = to_train("--no-sweep", "--dropout-rate", 0.1)  # the study has Tyler's
     assert [setting.label for setting, _ in moved] == ["Jackson", "Jackson + L2"]
 
@@ -449,7 +454,8 @@ def test_pictures_show_what_the_tables_and_models_say(quick, util, real_data_dir
         matrix = confusion_matrix(labels, predicted, normalize="true")
         shown = quick.figures[f"confusion_matrix_{name}"].axes[0].images[0].get_array()
         np.testing.assert_allclose(shown, matrix, atol=0.011)  # two images on the edge
-        assert titles[f"confusion_matrix_{name}"].startswith(f"{label}, seed 7: ")
+        accuracy = f"test accuracy {np.mean(predicted == labels):.2%}"
+        assert titles[f"confusion_matrix_{name}"] == f"{label}, seed 7: {accuracy}"
         runs = column(tables / "history.csv", "val_accuracy", **which, epoch=5)
         best[np.mean(runs)] = (label, probabilities)
     # The best network's first right ones and its most confident mistakes.
@@ -495,8 +501,11 @@ def test_two_runs_in_a_folder_a_dead_worker_ctrl_c_and_kill_9_lose_nothing(
     kept = [it for it in folder.glob(TRIALS) if description(it)["seed"] == 7]
     assert {*os.listdir(folder)} == {".trials"} and 1 <= len(kept) <= 4
     os.truncate(kept[0], 300_000)  # as a bad disk does
+    (folder / "models").mkdir()
+    (folder / "models/study.csv").write_text("theirs")
     monkeypatch.setattr(util, "draw", lambda *_: None)
     again = call(*arguments)
+    assert "models/study.csv and its plot are left from an earlier run" in again
     assert again.startswith(f"4 trials, {len(kept) - 1} of them trained before")
     assert_same(folder, whole.folder)
 
@@ -589,6 +598,7 @@ def test_evaluate_describes_each_file(whole, data, small, main, tmp_path, capsys
         main.main([f"--data-dir={small[-1]}", f"--output-dir={tmp_path}", "--evaluate"])
     output, error = capsys.readouterr()
     assert "bad.h5" in error and "web page" in error
+    assert len([*tmp_path.rglob("*")]) == 4  # it writes nothing
     _, ours, logits = output.split(f"\n{folder}/")
     [row] = rows(whole.folder / "models/results.csv", model="model_tyler_1")
     means = [f"{float(row[score]):.2f}" for score in SCORES[2:]]
@@ -658,7 +668,13 @@ def test_a_cluster_trains_the_same_and_refuses_other_scripts(
         launch(PROJECT, *options)
         client.wait_for_workers(2)
         assert call(*arguments, address).startswith("2 trials, 0 of them")
-    assert_same(tmp_path / "out", whole.folder)
+        assert_same(tmp_path / "out", whole.folder)
+        for method, fault, words in (
+            ("nthreads", {"return_value": {"worker": 2}}, "--nthreads 1"),
+            ("get_executor", {"side_effect": futures.CancelledError}, "are lost"),
+        ):
+            with mock.patch.object(distributed.Client, method, **fault):
+                assert words in call(*arguments, address, "--fresh", status=2)
     monkeypatch.setattr(util, "TIMEOUT", 1)
     with http.server.HTTPServer(("127.0.0.1", 0), mock.Mock()) as web:
         threading.Thread(target=web.serve_forever, daemon=True).start()
