@@ -61,7 +61,7 @@ class Setting(NamedTuple):
 
 
 def final_settings(options):
-    """The settings of the models that are saved: FINAL, unless options say otherwise."""
+    """The settings of the saved models: FINAL, unless options say otherwise."""
     values = {name: getattr(options, name) for name in FINAL}
     return [
         Setting(architecture, use_regularizer, **values)
@@ -150,9 +150,9 @@ def epoch_function(model, optimizer):
     weights = model.trainable_variables
     optimizer.build(weights)  # makes Adam's variables, which a graph may not
 
-    # TensorFlow runs this Python code twice, for training and for validation, and records
-    # a graph each time. Every later call runs a graph. The `for` over a tensor becomes a
-    # loop of the graph. The `if` is Python's: it decides what is recorded.
+    # TensorFlow runs this Python code twice, for training and for validation, and
+    # records a graph each time. Every later call runs a graph. The `for` over a tensor
+    # becomes a loop of the graph. The `if` is Python's: it decides what is recorded.
     @tf.function
     def run_epoch(images, labels, order, batch_size, training):
         loss_sum = hits = 0.0
@@ -174,8 +174,8 @@ def epoch_function(model, optimizer):
 
 
 def run_trial(setting, seed, options):
-    """Train one trial in a worker. Return (its key, its .h5 file). A worker makes the key
-    itself, as it may have other scripts, data or libraries than this process."""
+    """Train one trial in a worker. Return (its key, its .h5 file). The worker makes the
+    key, as it may have other scripts, data or libraries than the main process."""
     train, validation, _ = util.load_data(options.data_dir, options.quick)
     key = trial_key(setting, seed, options)
     return key, train_trial(setting, seed, train, validation)
@@ -197,7 +197,7 @@ def run_experiment(options):
     settings = list(dict.fromkeys(finals + moved))  # each once, the final ones first
     seeds = range(options.seed, options.seed + options.repeats)
     trials = itertools.product(settings, seeds)
-    # A key names the trial's file. If there is a file of this name, it was trained before.
+    # A key names the trial's file. If there is such a file, it was trained before.
     keys = {trial: trial_key(*trial, options) for trial in trials}
     files = util.train_missing(keys, run_trial, options)
 
@@ -226,8 +226,8 @@ def run_experiment(options):
 
 
 def check_networks(settings, train, validation):
-    """Build, save and load each network before any training, so that a fault in one shows
-    at once."""
+    """Build, save and load each network before any training, so that a fault in one
+    shows at once."""
     unknown = {*STUDIED} - {setting.architecture for setting in settings}
     if unknown:
         raise util.InputError(f"STUDIED names {unknown}, which NETWORKS lacks")
@@ -297,8 +297,8 @@ def test_model(model, test):
 
 
 # ----------------------------------------------------------- no trial is trained twice
-# The experiment ends here. These functions, and model-FMNIST.py, make a trial's numbers.
-# If a statement of them is edited, all trials are trained again.
+# The experiment ends here. These functions, and model-FMNIST.py, make a trial's
+# numbers. If a statement of them is edited, all trials are trained again.
 TRAINING = (
     build_network, train_trial, epoch_function, run_trial, util.adam, util.model_file,
     util.in_keras2_words, util.fix_environment, util.import_tensorflow,
@@ -321,7 +321,7 @@ LIMITS = {  # the lowest and the highest value of an option, and in STUDY
 
 
 def parse_options(arguments=None):
-    """The command line as a namespace, with FINAL's values for what it does not name."""
+    """The command line as a namespace, with FINAL's values where it names none."""
     about = "Fashion-MNIST with two fully connected networks: the whole experiment."
     parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.error = lambda message: util.fail(f"{message}; --help lists the options")
@@ -373,8 +373,8 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    # Import this file as a module, and run that: a worker finds `run_trial` by the name of
-    # its module, which must not be "__main__". A notebook may hold older versions.
+    # Import this file as a module, and run that: a worker finds `run_trial` by the name
+    # of its module, which must not be "__main__". A notebook may hold older versions.
     for script in ("main-FMNIST", "model-FMNIST", "util-FMNIST"):
         sys.modules.pop(script, None)
     importlib.import_module("main-FMNIST").main()

@@ -81,10 +81,10 @@ def printable(text):
 def fix_environment():
     """Let nothing of the user's change a trial's weights.
 
-    TensorFlow gets one thread, as the order in which it adds up depends on their number,
-    and the CPU, as a GPU rounds otherwise. Without AVX-512, it uses oneDNN, which is
-    faster, only if it is told. A wrong MPLBACKEND would stop Keras, which imports matplotlib; a
-    notebook's stays.
+    TensorFlow gets one thread, as the order in which it adds up depends on how many
+    there are. It gets the CPU, as a GPU rounds otherwise. oneDNN is faster; without
+    AVX-512, TensorFlow uses it only if it is told. Keras imports matplotlib, which a
+    wrong MPLBACKEND would stop; a notebook's stays.
     """
     prefixes = ("TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS_")
     for name in list(os.environ):
@@ -105,7 +105,7 @@ fix_environment()  # TensorFlow and Keras read it when they are imported
 
 @functools.cache
 def import_tensorflow():
-    """Import TensorFlow and Keras. Return both modules. Raises InputError if that fails."""
+    """Import TensorFlow and Keras, and return both. Raises InputError if that fails."""
     keras_home = os.environ.get("KERAS_HOME")
     os.environ["KERAS_HOME"] = os.devnull  # so that no keras.json is found
     stderr = os.dup(2)
@@ -158,7 +158,7 @@ def load_data(data_dir=None, quick=False):
 
     Images are uint8 arrays of shape (n, 28, 28) with pixels from 0 to 255; the networks
     take them divided by 255. Labels are one-hot float32 arrays of shape (n, 10). The
-    last fifth of the training images is for validation: n is 48,000, 12,000 and 10,000. With
+    last fifth of the training images validates: n is 48,000, 12,000 and 10,000. With
     `quick`, n is 4,800, 1,200 and 2,000. Without `data_dir`, `find_data` finds the
     files. Raises InputError if one is missing or not what it should be.
     """
@@ -218,7 +218,7 @@ def find_data():
                     read_idx(folder / name)  # raises InputError if it is not whole
                     write_whole(cache / name, (folder / name).read_bytes())
             return cache
-        except Exception as error:  # noqa: BLE001 - Keras's download raises a bare Exception
+        except Exception as error:  # noqa: BLE001 - the kind that Keras raises
             reason = getattr(error, "stderr", None) or repr(error)  # apt's words
             failures += f"; {source}: {' '.join(reason.split())}"
     raise InputError(
@@ -272,7 +272,7 @@ def conditions(data_dir, quick):
 
 
 def train_missing(keys, run_trial, options):
-    """Train the trials that the store lacks. Return {trial: its .h5 file} of all trials.
+    """Train the trials that the store lacks. Return {trial: its .h5 file} of all.
 
     `keys` is {(setting, seed): key}. The store is the folder `.trials`, with a file
     KEY.h5 for each trial. If a worker dies, another one trains what is missing.
@@ -364,8 +364,8 @@ def local_workers(options):
 def prepare_worker():
     """Keep a worker small and silent, and end it with its parent, even if that is
     killed."""
-    # Keras imports these two if it can, which costs a worker 80 MiB and a second. A None
-    # makes the import fail.
+    # Keras imports these two if it can, which costs a worker 80 MiB and a second. With
+    # None in their place, it can't.
     sys.modules["sklearn"] = sys.modules["matplotlib"] = None
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # stderr: errors reach the parent as exceptions
@@ -514,8 +514,8 @@ def load_classifier(path, name=None):
     """The Fashion-MNIST classifier in an .h5 or .keras file, as an uncompiled model.
 
     `name` is what a message calls the file. Keras itself refuses files that carry code
-    or name other files (since 3.12.4).
-    Raises InputError, which says what to do, for those and for all that is no such model.
+    or name other files (since 3.12.4). Raises InputError, which says what to do, for
+    those and for all that is no such model.
     """
     _, keras = import_tensorflow()
     try:
@@ -770,7 +770,8 @@ def save_figure(figure, path):
 def plot_architecture(model):
     """A network as a diagram: a bar for each layer, as wide as its output."""
     rows = [("", "Input", model.input_shape[1:], "", 0), *layer_table(model)]
-    title = f"{model.name.title()}: {model.count_params():,} weights (width: log of the outputs)"
+    size = f"{model.count_params():,} weights"
+    title = f"{model.name.title()}: {size} (width: log of the outputs)"
     figure, [ax] = new_figure(1, 1, (7, 0.42 * len(rows) + 0.8), title)
     # Bars are at most 10 wide, as 2**10 > 784. Texts start 5.3 from the middle.
     for row, (_, kind, shape, words, weights) in enumerate(rows):
