@@ -27,6 +27,8 @@ import pytest
 from conftest import PROJECT
 from PIL import Image
 
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+MODELS_DIR = PROJECT / "models"
 SCRIPT = "main-FMNIST.py"
 SCRIPTS = {SCRIPT, "model-FMNIST.py", "util-FMNIST.py"}
 NETWORKS = ("Tyler", "Tyler + L2", "Jackson", "Jackson + L2")
@@ -329,6 +331,63 @@ def test_a_whole_run_and_what_is_trained_after_it(
     assert [setting.label for setting, _ in moved] == ["Jackson", "Jackson + L2"]
 
 
+NOTEBOOK = """
+import sys, types
+class Stream:  # a kernel's: it has no `reconfigure`
+    isatty = staticmethod(lambda: False)
+    def __init__(self, stream):
+        self.write, self.flush = stream.write, stream.flush
+def run():  # as %run does it, from the second time on
+    sys.modules["__main__"] = module = types.ModuleType("__main__")
+    module.__file__ = sys.argv[0] = "main-FMNIST.py"
+    del module.__spec__
+    print("RUN")
+    exec(compile(open("main-FMNIST.py").read(), "main-FMNIST.py", "exec"), vars(module))
+def edit(script, old, new):
+    text = open(script).read().replace(old, new)
+    open(script, "w").write(text)
+sys.stdout = Stream(sys.stdout)
+run()
+edit("main-FMNIST.py", "Testing the", "Measuring the")
+edit("util-FMNIST.py", "Test results", "Results")
+edit("model-FMNIST.py", "# as published", "# edited")
+run()
+edit("model-FMNIST.py", 'Dense(128, "relu"', 'Dense(64, "relu"')
+edit("util-FMNIST.py", "if not missing:", "if True:")  # without training them
+run()
+"""
+
+
+@pytest.fixture(scope="session")
+def notebook_begun(tmp_path_factory, small):
+    folder = tmp_path_factory.mktemp("notebook")
+    only_tyler = ("NETWORKS = .*}", 'NETWORKS = {"tyler": build_tyler}')
+    copy_scripts(folder, "model-FMNIST.py", *only_tyler)
+    script = folder / "notebook.py"
+    script.write_text(NOTEBOOK)
+    arguments = (*small, "--no-sweep", "--jobs", 1)
+    with started(*arguments, script=script, cwd=folder) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def snippets_begun(tmp_path_factory, util, real_data_dir):
+    """README's snippets, one after the other, with a boot, dark on white, and with 9
+    steps an epoch."""
+    folder = tmp_path_factory.mktemp("snippets")
+    (folder / "datasets").mkdir()
+    (folder / "datasets" / "fashion-mnist").symlink_to(real_data_dir)
+    (folder / "models").symlink_to(MODELS_DIR)
+    boot = 255 - util.load_data(real_data_dir)[2][0][0]
+    Image.fromarray(boot).resize((280, 280)).save(folder / "my.png")
+    parts = [part.split("```")[0] for part in README.split("```python\n")[1:]]
+    script = folder / "snippets.py"
+    script.write_text("".join(f"exec({part!r}, {{}})\n" for part in parts))
+    short = {"KERAS_HOME": str(folder), "KERAS_MAX_STEPS_PER_EPOCH": "9"}
+    with started(script=script, cwd=folder, env={**os.environ, **short}) as process:
+        yield SimpleNamespace(process=process, folder=folder)
+
+
 ADDED = ("parker_0", "parker_1", "quinn_0", "quinn_1")
 
 
@@ -343,9 +402,12 @@ def small_network(name, units, use_regularizer, dropout_rate):
 
 
 @pytest.fixture(scope="module")
-def quick(main, util, model, real_data_dir, tmp_path_factory):
+def quick(
+    main, util, model, real_data_dir, tmp_path_factory, notebook_begun, snippets_begun
+):
     """A quick run on the real data, in this process, with two new networks, both of them
-    studied, in place of ours. `figures` is {name: figure}."""
+    studied, in place of ours. `figures` is {name: figure}. Two processes, which other
+    tests will ask, run beside it."""
     folder, output = tmp_path_factory.mktemp("out"), io.StringIO()
     save = mock.Mock(wraps=util.save_figure)
     networks = {"parker": 8, "quinn": 16}  # units
@@ -550,33 +612,6 @@ def test_help_is_narrow_and_needs_no_tensorflow():
     assert set(re.findall(r"^\| `(--[a-z-]+)", README, re.MULTILINE)) == options
 
 
-NOTEBOOK = """
-import sys, types
-class Stream:  # a kernel's: it has no `reconfigure`
-    isatty = staticmethod(lambda: False)
-    def __init__(self, stream):
-        self.write, self.flush = stream.write, stream.flush
-def run():  # as %run does it, from the second time on
-    sys.modules["__main__"] = module = types.ModuleType("__main__")
-    module.__file__ = sys.argv[0] = "main-FMNIST.py"
-    del module.__spec__
-    print("RUN")
-    exec(compile(open("main-FMNIST.py").read(), "main-FMNIST.py", "exec"), vars(module))
-def edit(script, old, new):
-    text = open(script).read().replace(old, new)
-    open(script, "w").write(text)
-sys.stdout = Stream(sys.stdout)
-run()
-edit("main-FMNIST.py", "Testing the", "Measuring the")
-edit("util-FMNIST.py", "Test results", "Results")
-edit("model-FMNIST.py", "# as published", "# edited")
-run()
-edit("model-FMNIST.py", 'Dense(128, "relu"', 'Dense(64, "relu"')
-edit("util-FMNIST.py", "if not missing:", "if True:")  # without training them
-run()
-"""
-
-
 def test_evaluate_describes_each_file(whole, data, small, main, tmp_path, capsys):
     """A bad file does not keep it from the others: one of ours, and a model of somebody
     who gives logits and trained on pixels from 0 to 255."""
@@ -615,15 +650,9 @@ def test_evaluate_describes_each_file(whole, data, small, main, tmp_path, capsys
     assert f"pixels from 0 to 255: on those, accuracy {raw[1]:.4f}\n" in logits
 
 
-def test_a_notebook_runs_it_again_as_it_is_edited(tmp_path, small):
+def test_a_notebook_runs_it_again_as_it_is_edited(notebook_begun):
     """Edited words train nothing, an edited layer does."""
-    only_tyler = ("NETWORKS = .*}", 'NETWORKS = {"tyler": build_tyler}')
-    copy_scripts(tmp_path, "model-FMNIST.py", *only_tyler)
-    script = tmp_path / "notebook.py"
-    script.write_text(NOTEBOOK)
-    arguments = (*small, "--no-sweep", "--jobs", 1)
-    with started(*arguments, script=script, cwd=tmp_path) as notebook:
-        output, error = notebook.communicate(timeout=200)
+    output, error = notebook_begun.communicate(timeout=200)
     _, first, second, third = output.split("RUN\n")
     assert first.startswith("2 trials, 0 of them trained") and "Testing the" in first
     assert second.startswith("2 trials, 2 of them trained")
@@ -683,8 +712,6 @@ def test_a_cluster_trains_the_same_and_refuses_other_scripts(
         web.shutdown()
 
 
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-MODELS_DIR = PROJECT / "models"
 SHA256 = "193fcae98d596693a156f4c0c6b3cf3e132b9d17455a3d92e029e46be5ac2b03"
 
 
@@ -726,18 +753,8 @@ def test_readme_has_what_models_and_the_program_have(main, util, real_data_dir, 
     assert f"`models/study.csv`, {row['seeds']} seeds" in README
 
 
-def test_readme_snippets_work_alone(util, real_data_dir, tmp_path):
-    """With a boot, dark on white, and with 9 steps an epoch."""
-    (tmp_path / "datasets").mkdir()
-    (tmp_path / "datasets" / "fashion-mnist").symlink_to(real_data_dir)
-    (tmp_path / "models").symlink_to(MODELS_DIR)
-    boot = 255 - util.load_data(real_data_dir)[2][0][0]
-    Image.fromarray(boot).resize((280, 280)).save(tmp_path / "my.png")
-    parts = [part.split("```")[0] for part in README.split("```python\n")[1:]]
-    short = {"KERAS_HOME": str(tmp_path), "KERAS_MAX_STEPS_PER_EPOCH": "9"}
-    code = "".join(f"exec({part!r}, {{}})\n" for part in parts)
-    command = [sys.executable, "-c", code]
-    options = {"cwd": tmp_path, "env": {**os.environ, **short}, "text": True}
-    said = subprocess.run(command, capture_output=True, check=True, **options)
-    assert re.search(r"^Ankle-boot +\d", said.stdout, re.MULTILINE)
-    assert (tmp_path / "my-model.keras").exists()
+def test_readme_snippets_work_alone(snippets_begun):
+    output, error = snippets_begun.process.communicate(timeout=200)
+    assert snippets_begun.process.returncode == 0, error
+    assert re.search(r"^Ankle-boot +\d", output, re.MULTILINE)
+    assert (snippets_begun.folder / "my-model.keras").exists()
