@@ -324,6 +324,7 @@ def parse_options(arguments=None):
     """The command line as a namespace, with FINAL's values where it names none."""
     about = "Fashion-MNIST with two fully connected networks: the whole experiment."
     parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
+    # In place of argparse's own, which prints more than a line.
     parser.error = lambda message: util.fail(f"{message}; --help lists the options")
     add = parser.add_argument
     cores = joblib.cpu_count()

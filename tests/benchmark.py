@@ -3,11 +3,10 @@
     python tests/benchmark.py [--epochs N] [--rounds N]
 
 trains Tyler and Jackson, without L2, at the final setting and on the real data, in each
-of the WAYS below. Every measurement has fresh processes, which train an epoch to warm up,
-which is not counted, and N more. All ways have their turn in every round. The table shows
-medians of the seconds for an epoch and its validation (where n trainings run side by
-side, each counts for 1/n of the time), their ratio to ours, and a process's peak memory.
-It needs ten minutes and an otherwise idle machine.
+of the WAYS below. Every measurement has fresh processes, which train an epoch to warm
+up and N more. The table shows medians of the seconds for an epoch and its validation
+(where n trainings run side by side, each counts for 1/n of the time), their ratio to
+ours, and a process's peak memory. It needs ten minutes and an otherwise idle machine.
 """
 
 import argparse
@@ -55,14 +54,13 @@ def ours(setting, train, validation, epoch_ended):
 
 def keras_typical(setting, train, validation, epoch_ended):
     tf, _ = util.import_tensorflow()
-
-    def scale(image, label):
-        return tf.cast(image, tf.float32) / 255, label
-
     slices, size = tf.data.Dataset.from_tensor_slices, setting.batch_size
-    train = slices(train).map(scale).shuffle(10_000).batch(size)
-    validation = slices(validation).map(scale).batch(size)
-    fit(setting, epoch_ended, {}, train, validation_data=validation)
+    train, validation = (
+        slices(part).map(lambda x, y: (tf.cast(x, tf.float32) / 255, y))
+        for part in (train, validation)
+    )
+    data = {"x": train.shuffle(10_000).batch(size)}
+    fit(setting, epoch_ended, {}, **data, validation_data=validation.batch(size))
 
 
 def keras_tuned(setting, train, validation, epoch_ended):
@@ -73,12 +71,12 @@ def keras_tuned(setting, train, validation, epoch_ended):
     fit(setting, epoch_ended, several, **data, **sizes)
 
 
-def fit(setting, epoch_ended, compiling, *data, **options):
+def fit(setting, epoch_ended, compiling, **options):
     _, keras = util.import_tensorflow()
     model = main.build_network(setting)
     model.compile("adam", "categorical_crossentropy", metrics=["accuracy"], **compiling)
     callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: epoch_ended())
-    model.fit(*data, epochs=setting.epochs, verbose=0, callbacks=[callback], **options)
+    model.fit(epochs=setting.epochs, verbose=0, callbacks=[callback], **options)
 
 
 def products_alone(setting, train, validation, epoch_ended):
