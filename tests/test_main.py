@@ -713,7 +713,7 @@ def test_a_cluster_trains_the_same_and_refuses_other_scripts(
         web.shutdown()
 
 
-SHA256 = "193fcae98d596693a156f4c0c6b3cf3e132b9d17455a3d92e029e46be5ac2b03"
+SHA256 = "9089793518537272509361635147a22ef05abf3b8edfb07628739673fc9b67e6"
 
 
 def test_readme_has_what_models_and_the_program_have(main, util, real_data_dir, capsys):
