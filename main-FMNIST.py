@@ -26,8 +26,9 @@ sys.path.insert(0, str(HERE))  # Python does this, too, unless it is told not to
 util = importlib.import_module("util-FMNIST")  # `import` cannot spell the hyphen
 
 # The published values: those of the final models, and those that the study tries.
-# Epochs are not in STUDY: one training of 50 tells the accuracies after 10, 20, 30, 40.
-# That makes 28 trainings for a seed: 4 final ones, and 12 more of Tyler, twice.
+# Epochs are not in STUDY: the history of 50 epochs has the accuracies after 10 to 40.
+# A seed takes 28 trainings: the 4 final models, and Tyler without and with L2 for each
+# of the 12 values of STUDY that are not in FINAL.
 FINAL = {"dropout_rate": 0.3, "learning_rate": 0.001, "batch_size": 128, "epochs": 50}
 STUDY = {
     "dropout_rate": (0.1, 0.2, 0.3, 0.4, 0.5),
@@ -87,13 +88,13 @@ def import_networks():
     call this."""
     util.import_tensorflow()
     module = importlib.import_module("model-FMNIST")
-    util.source_code(module)  # caches the source: the file may be edited later
+    util.source_code(module)  # reads it now: you may edit the file during the run
     return module
 
 
 def build_network(setting):
-    """The setting's network, untrained. Its builder gets use_regularizer, dropout_rate,
-    and what else a setting has that is not for the training."""
+    """The setting's network, untrained. Its builder gets use_regularizer and
+    dropout_rate. A field that you add to Setting goes to the builder, too."""
     of_training = ("architecture", "learning_rate", "batch_size", "epochs")
     arguments = {k: v for k, v in setting._asdict().items() if k not in of_training}
     return import_networks().NETWORKS[setting.architecture](**arguments)
@@ -103,16 +104,16 @@ def build_network(setting):
 def train_trial(setting, seed, train, validation):
     """Train one network and return its .h5 file as bytes.
 
-    `train` and `validation` are (images, labels) as `util.load_data` gives them. When a
-    weight or a value of the history is not finite, training stops, and the history is
-    NaN from the epoch on in which that happens.
+    `train` and `validation` are (images, labels) as `util.load_data` gives them. If a
+    weight or a value of the history becomes NaN or infinite, training stops: this epoch
+    and all later ones are NaN in the history.
     """
     tf, keras = util.import_tensorflow()
-    keras.utils.clear_session()  # frees the last trial's graphs; names start anew
+    keras.utils.clear_session()  # frees the last trial's graphs and names ("adam")
     keras.utils.set_random_seed(seed)  # decides the first weights and the dropout
     random = np.random.default_rng(seed)  # decides the order of the images
     model = build_network(setting)
-    # Keras's Adam: the same formula, but one operation for each array of weights.
+    # The formula of Keras's Adam, in fewer operations, so it is faster.
     optimizer = util.adam(setting.learning_rate)
     run_epoch = epoch_function(model, optimizer)
     x_train, y_train = tf.constant(train[0]), tf.constant(train[1])
@@ -127,7 +128,7 @@ def train_trial(setting, seed, train, validation):
         # The batch size of the validation changes nothing but its time.
         validated = run_epoch(x_val, y_val, in_order, batch_size=1000, training=False)
         values |= {f"val_{name}": value for name, value in validated.items()}
-        # The weights, too: the graph's ReLU turns a NaN into 0, and hides it so.
+        # A NaN in the weights may not show in the loss: TensorFlow's ReLU makes it 0.
         numbers = [*values.values(), *model.get_weights()]
         if not all(np.isfinite(number).all() for number in numbers):
             break
@@ -138,21 +139,21 @@ def train_trial(setting, seed, train, validation):
 
 
 def epoch_function(model, optimizer):
-    """A function that takes the model through a whole epoch, as one TensorFlow graph.
+    """Return the function run_epoch(images, labels, order, batch_size, training).
 
-    run_epoch(images, labels, order, batch_size, training) is an epoch of `fit`, or with
-    training=False one of `evaluate`. It returns {"loss": ..., "accuracy": ...}, means
-    over the images. `order` has the images' numbers, int32 (n,).
-    Why not `fit`? It does the same arithmetic, but returns to Python for every batch.
+    It does what an epoch of Keras's `fit` does, or `evaluate` if training=False. `fit`
+    returns to Python after every batch; this runs the epoch as one TensorFlow graph.
+    `order` lists the indices of the images, int32 (n,). The result is {"loss": ...,
+    "accuracy": ...}, means over the images.
     """
     tf, keras = util.import_tensorflow()
     cross_entropy = keras.losses.CategoricalCrossentropy()
     weights = model.trainable_variables
     optimizer.build(weights)  # makes Adam's variables, which a graph may not
 
-    # TensorFlow runs this Python code twice, for training and for validation, and
-    # records a graph each time. Every later call runs a graph. The `for` over a tensor
-    # becomes a loop of the graph. The `if` is Python's: it decides what is recorded.
+    # The first call with training=True runs this Python code and records a graph. Later
+    # calls run the graph alone. training=False gets its own graph. The `for` becomes a
+    # loop in the graph. The `if` does not: Python decides it while it records.
     @tf.function
     def run_epoch(images, labels, order, batch_size, training):
         loss_sum = hits = 0.0
@@ -162,11 +163,12 @@ def epoch_function(model, optimizer):
             y = tf.gather(labels, batch)
             with tf.GradientTape() as tape:
                 probabilities = model(x, training=training)
-                loss = cross_entropy(y, probabilities) + sum(model.losses)  # L2
+                # `model.losses` are the L2 penalties. Without L2, there are none.
+                loss = cross_entropy(y, probabilities) + sum(model.losses)
             if training:
                 optimizer.apply(tape.gradient(loss, weights), weights)
             right = tf.equal(tf.argmax(probabilities, 1), tf.argmax(y, 1))
-            loss_sum += loss * tf.cast(len(batch), tf.float32)
+            loss_sum += loss * tf.cast(len(batch), tf.float32)  # it is a batch's mean
             hits += tf.reduce_sum(tf.cast(right, tf.float32))
         return {"loss": loss_sum / len(order), "accuracy": hits / len(order)}
 
@@ -174,8 +176,8 @@ def epoch_function(model, optimizer):
 
 
 def run_trial(setting, seed, options):
-    """Train one trial in a worker. Return (its key, its .h5 file). The worker makes the
-    key, as it may have other scripts, data or libraries than the main process."""
+    """Train one trial in a worker process. Return (its key, its .h5 file as bytes). The
+    key must equal the main process's: it stands for the code, data and libraries."""
     train, validation, _ = util.load_data(options.data_dir, options.quick)
     key = trial_key(setting, seed, options)
     return key, train_trial(setting, seed, train, validation)
@@ -183,31 +185,28 @@ def run_trial(setting, seed, options):
 
 # ------------------------------------------------------------------------- the stages
 def run_experiment(options):
-    """Train what is missing, test, write the models, tables and plots, and report.
-
-    files      {(setting, seed): path of the .h5 file}
-    histories  {setting: {metric: array of shape (seeds, epochs)}}
-    results    {final setting: [(scores, probabilities) for each seed]}
-    """
+    """Train what is missing, test, write the models, tables and plots, and report."""
     train, validation, test = util.load_data(options.data_dir, options.quick)
     finals = final_settings(options)
     check_networks(finals, train, validation)
     studied = [s for s in finals if s.architecture in STUDIED and not options.no_sweep]
-    moved = [setting for final in studied for setting in study_settings(final).values()]
-    settings = list(dict.fromkeys(finals + moved))  # each once, the final ones first
+    settings = [*finals]
+    for final in studied:
+        settings += study_settings(final).values()
+    settings = list(dict.fromkeys(settings))  # each once, the final ones first
     seeds = range(options.seed, options.seed + options.repeats)
     trials = itertools.product(settings, seeds)
-    # A key names the trial's file. If there is such a file, it was trained before.
+    # A key names the file of a trial. If the file is there, the trial is not run again.
     keys = {trial: trial_key(*trial, options) for trial in trials}
-    files = util.train_missing(keys, run_trial, options)
+    files = util.train_missing(keys, run_trial, options)  # {(setting, seed): path}
 
-    histories = {}
+    histories = {}  # {setting: {metric: array of shape (seeds, epochs)}}
     for setting in settings:
         paths = [files[setting, seed] for seed in seeds]
         histories[setting] = util.read_histories(paths)
     study = study_rows(studied, histories)
     print("Testing the models, writing tables and plots")
-    results = {}
+    results = {}  # {final setting: [(scores, probabilities) for each seed]}
     for setting in finals:
         models = [util.load_classifier(files[setting, seed]) for seed in seeds]
         results[setting] = [test_model(model, test) for model in models]
@@ -232,7 +231,7 @@ def check_networks(settings, train, validation):
     if unknown:
         raise util.InputError(f"STUDIED names {unknown}, which NETWORKS lacks")
     for setting in settings:
-        # With no epochs, it is built and saved, and nothing is trained.
+        # With 0 epochs, this builds and saves the network, and trains nothing.
         content = train_trial(setting._replace(epochs=0), 0, train, validation)
         util.check_file(setting.label, content)
 
@@ -251,7 +250,7 @@ def study_rows(studied, histories):
             epoch = math.ceil(final.epochs * fifth / 5)
             accuracies["epochs", epoch] = by_epoch[:, epoch - 1]
         for (hyperparameter, value), by_seed in accuracies.items():
-            # util: the mean, its standard deviation, its standard error
+            # over the seeds: mean, standard deviation, standard error of the mean
             mean, deviation, _ = util.mean_and_spread(by_seed)
             difference, _, error = util.mean_and_spread(by_seed - reference)
             row = {
@@ -297,8 +296,8 @@ def test_model(model, test):
 
 
 # ----------------------------------------------------------- no trial is trained twice
-# The experiment ends here. These functions, and model-FMNIST.py, make a trial's
-# numbers. If a statement of them is edited, all trials are trained again.
+# The experiment ends here. A trial's numbers depend on the code of these functions and
+# of model-FMNIST.py. After an edit of that code, all trials are trained again.
 TRAINING = (
     build_network, train_trial, epoch_function, run_trial, util.adam, util.model_file,
     util.in_keras2_words, util.fix_environment, util.import_tensorflow,
@@ -343,7 +342,7 @@ def parse_options(arguments=None):
     add("--cluster", metavar="ADDRESS", help="a Dask cluster, tcp://HOST:8786")
     options = parser.parse_args(arguments)
     if options.quick:
-        parser.set_defaults(epochs=5)  # it counts if the command line names no epochs
+        parser.set_defaults(epochs=5)  # a default only: --epochs still counts
         options = parser.parse_args(arguments)
     beside_script = HERE / "quick" if options.quick else HERE
     options.folder = (options.output_dir or beside_script).resolve()
@@ -374,8 +373,8 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
-    # Import this file as a module, and run that: a worker finds `run_trial` by the name
-    # of its module, which must not be "__main__". A notebook may hold older versions.
+    # A worker process imports `run_trial` from the module "main-FMNIST". Here, the file
+    # runs as "__main__". So import it by that name, and drop a notebook's old versions.
     for script in ("main-FMNIST", "model-FMNIST", "util-FMNIST"):
         sys.modules.pop(script, None)
     importlib.import_module("main-FMNIST").main()

@@ -1,9 +1,10 @@
 """The machinery around the experiment: TensorFlow's start, the data, many trials at a
 time, saved models, the tables and plots.
 
-Three functions decide numbers: fix_environment (one thread), adam (the optimizer) and
-load_data (the split). A reader may skip the rest. What is slow to import (TensorFlow,
-scikit-learn, matplotlib) is imported where needed.
+For the experiment, read four functions: fix_environment (one thread), adam (the
+optimizer), load_data (the split), mean_and_spread (±). Skip the rest. What is slow to
+import (TensorFlow, scikit-learn, matplotlib) is imported where needed. Main gives its
+functions (run_trial, test_model) as arguments, as this module does not import it.
 """
 
 import ast
@@ -81,10 +82,9 @@ def printable(text):
 def fix_environment():
     """Let nothing of the user's change a trial's weights.
 
-    TensorFlow gets one thread, as the order in which it adds up depends on how many
-    there are. It gets the CPU, as a GPU rounds otherwise. oneDNN is faster; without
-    AVX-512, TensorFlow uses it only if it is told. Keras imports matplotlib, which a
-    wrong MPLBACKEND would stop; a notebook's stays.
+    One thread, as the number of threads changes the order of additions. The CPU, as a
+    GPU rounds otherwise. oneDNN, which is faster: on some processors, TensorFlow must
+    be told to use it. A wrong MPLBACKEND would stop matplotlib, which Keras imports.
     """
     prefixes = ("TF_", "XLA_", "ONEDNN_", "DNNL_", "KERAS_")
     for name in list(os.environ):
@@ -107,10 +107,10 @@ fix_environment()  # TensorFlow and Keras read it when they are imported
 def import_tensorflow():
     """Import TensorFlow and Keras, and return both. Raises InputError if that fails."""
     keras_home = os.environ.get("KERAS_HOME")
-    os.environ["KERAS_HOME"] = os.devnull  # so that no keras.json is found
-    stderr = os.dup(2)
+    os.environ["KERAS_HOME"] = os.devnull  # hides the user's keras.json
+    stderr = os.dup(2)  # the number of stderr is 2: a copy, to restore it below
     with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)  # TensorFlow's C++ code tells stderr of GPUs
+        os.dup2(nowhere.fileno(), 2)  # silences TensorFlow's C++ code, too
     try:
         import keras
         import tensorflow
@@ -130,17 +130,17 @@ def import_tensorflow():
 
 
 def adam(learning_rate):
-    """Keras's Adam with the same update, but as one TensorFlow operation for each array
-    of weights, not a dozen: a step takes less time. Any other optimizer of Keras's can
-    take its place."""
+    """The same update as Keras's Adam, but in one TensorFlow operation for each array
+    of weights, not a dozen: a step takes less time. `train_trial` can use any other
+    optimizer of Keras's instead."""
     tf, keras = import_tensorflow()
 
     class Adam(keras.optimizers.Adam):
         def update_step(self, gradient, variable, learning_rate):
             index = self._get_variable_index(variable)
             step = tf.cast(self.iterations + 1, tf.float32)
-            # A raw operation takes a variable by its handle, and changes it. The powers
-            # correct the bias of the first steps.
+            # The operation changes the weights in place, so it takes handles. m and v
+            # are Adam's two running means. The powers correct these in the first steps.
             tf.raw_ops.ResourceApplyAdam(
                 var=variable.handle, m=self._momentums[index].value.handle,
                 v=self._velocities[index].value.handle, grad=gradient, lr=learning_rate,
@@ -254,7 +254,8 @@ def unpack_debian(folder):
 # ------------------------------------------------------------ many trials at a time
 @functools.cache
 def source_code(part):
-    """The source of a module or function without comments, docstrings and layout."""
+    """The source of a module or function without comments, docstrings and layout: an
+    edit of those trains nothing again."""
     tree = ast.parse(inspect.getsource(part))
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
     for node in ast.walk(tree):
@@ -300,13 +301,13 @@ def train_missing(keys, run_trial, options):
 
 
 def train_in_workers(missing, keys, files, run_trial, options):
-    """Train the trials in `missing`. Each leaves the list once its file is written."""
+    """Train the trials in `missing`, and remove each from the list when it is done."""
     start_workers = cluster_workers if options.cluster else local_workers
     columns = progress.TimeElapsedColumn(), *progress.Progress.get_default_columns()
     bar = progress.Progress(*columns, disable=not sys.stdout.isatty())
     with start_workers(options) as pool, bar:
-        # A terminal sends Ctrl-C to all processes. Workers that start while this one
-        # ignores it inherit that, and leave it to this one. `submit` starts them.
+        # Ctrl-C reaches all processes. Only this one shall act on it. `submit` starts
+        # the workers: they ignore Ctrl-C for good if this process ignores it just then.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         running = {}
         for trial in missing:
@@ -325,12 +326,12 @@ def train_in_workers(missing, keys, files, run_trial, options):
 
 
 def train_and_keep(run_trial, trial, key, path, options):
-    """What a worker does with a trial. A worker of this machine writes the file itself:
-    to return it would be a large message, and a pool hangs for ever if a worker dies
-    while it sends one. A worker of a cluster returns it."""
+    """Train one trial, in a worker. On this machine, the worker writes the file. It does
+    not return it: a pool hangs for ever if a worker dies while it sends a large message.
+    A worker of a cluster returns it, as it may have another disk."""
     if options.cluster:
-        # In another thread, Dask draws from the random generator that gives Keras the
-        # seeds of the layers. So Dask gets a generator of its own.
+        # Keras draws its layers' seeds from Python's random generator. A Dask thread
+        # draws from the same one, and would change them. So Dask gets its own.
         importlib.import_module("dask.sizeof").random = random.Random()
     own_key, content = run_trial(*trial, options)
     if own_key != key:
@@ -345,8 +346,8 @@ def train_and_keep(run_trial, trial, key, path, options):
 @contextlib.contextmanager
 def local_workers(options):
     """An executor with processes of this machine, which end with the block."""
-    others = multiprocessing.active_children()  # a notebook may have some
-    # multiprocessing asks for this, and IPython's %run leaves it out.
+    others = multiprocessing.active_children()  # a notebook's own, not killed below
+    # multiprocessing reads __main__.__spec__, which IPython's %run does not set.
     vars(sys.modules["__main__"]).setdefault("__spec__", None)
     spawn = multiprocessing.get_context("spawn")
     pool = futures.ProcessPoolExecutor(options.jobs, spawn, prepare_worker)
@@ -389,8 +390,8 @@ def cluster_workers(options):
         raise InputError(f"{flag}: pip install dask[distributed] first") from None
     connection = distributed.comm.connect(options.cluster)
     try:
-        # Client would wait for ever for a port that speaks, say, HTTP.
-        with futures.ThreadPoolExecutor(1) as thread:  # a notebook's has an event loop
+        # Knock first, for TIMEOUT at most: Client may wait for ever if no Dask answers.
+        with futures.ThreadPoolExecutor(1) as thread:  # a notebook forbids asyncio.run
             thread.submit(asyncio.run, asyncio.wait_for(connection, TIMEOUT)).result()
         client = distributed.Client(options.cluster, timeout=TIMEOUT)
     except (OSError, ValueError, distributed.TimeoutError) as error:
@@ -417,7 +418,7 @@ def trial_line(setting, seed, path):
 def is_whole(path):
     """Whether the file of a trial can be opened and has its history."""
     with contextlib.suppress(OSError, KeyError):
-        return bool(read_histories([path]))
+        return bool(read_histories([path]))  # True, or an exception
     return False
 
 
@@ -454,7 +455,7 @@ def model_file(model, optimizer, history, description):
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.h5")
-        # HDF5 may crash if the disk is full. This raises OSError before.
+        # If the disk is full, HDF5 may crash. To write zeros first raises OSError.
         path.write_bytes(bytes(4 * model.count_params() + 100_000))
         try:
             model.save(path, include_optimizer=False)
@@ -473,7 +474,7 @@ def model_file(model, optimizer, history, description):
 
 
 def in_keras2_words(node):
-    """A part of a Keras 3 configuration in words that Keras 2 knows, too."""
+    """A saved network's configuration, or a part of it, in words that Keras 2 knows."""
     if isinstance(node, list):
         return [in_keras2_words(child) for child in node]
     if not isinstance(node, dict):
@@ -519,7 +520,7 @@ def load_classifier(path, name=None):
     """
     _, keras = import_tensorflow()
     try:
-        check_content(path)
+        check_format(path)
         model = keras.models.load_model(path, compile=False)
         takes, gives = model.input_shape[1:], model.output_shape[1:]
         if takes not in ((28, 28), (28, 28, 1), (784,)) or gives != (10,):
@@ -533,7 +534,7 @@ def load_classifier(path, name=None):
     return model
 
 
-def check_content(path):
+def check_format(path):
     """Raise InputError, which says what to do, if a file cannot have a model."""
     if not path.exists():
         raise InputError("there is no such file")
@@ -624,7 +625,7 @@ def layer_table(model):
                 words.append(f"{name.replace('_', ' ')} {config[name]}")
         if regularizer := config.get("kernel_regularizer"):
             words += [f"{k.upper()} {v}" for k, v in regularizer["config"].items()]
-        shape = getattr(layer.output, "shape", "?")[1:]  # a layer with two outputs: ""
+        shape = getattr(layer.output, "shape", "?")[1:]  # a list of shapes: ""
         kind = type(layer).__name__
         rows.append((layer.name, kind, shape, " ".join(words), layer.count_params()))
     return rows
@@ -636,6 +637,7 @@ def mean_and_spread(values):
     spread of a single seed is not known: NaN."""
     values = np.array(values)
     single = len(values) == 1
+    # A NaN for each value, if there is a single seed.
     deviation = values[0] * math.nan if single else values.std(axis=0, ddof=1)
     return values.mean(axis=0), deviation, deviation / math.sqrt(len(values))
 
@@ -671,7 +673,7 @@ def write_tables(folder, histories, results, study, seeds):
 
 
 def report_study(study):
-    """A line of 60 columns for each value, without L2 and with it."""
+    """Print a line for each value of the study: left without L2, right with it."""
     for architecture in dict.fromkeys(row["architecture"] for row in study):
         print(f"\nStudy of {architecture.title()}: validation accuracy, its difference")
         print("from the final setting's; left without L2, right with L2")
@@ -722,7 +724,8 @@ LOOKS = {  # use_regularizer: told apart by the colour blind and in greyscale
 
 
 def draw(options, histories, results, study, test):
-    """All plots. Those of a single model show the first seed's."""
+    """All plots. A model's show the first seed; the predictions are those of the model
+    that is best in validation."""
     images, labels = test[0], test[1].argmax(axis=1)
     seed = f", seed {options.seed}" if options.repeats > 1 else ""
     figures = {"accuracy_and_loss": plot_training({s: histories[s] for s in results})}
@@ -732,7 +735,7 @@ def draw(options, histories, results, study, test):
         figure = plot_confusion_matrix(title, labels, probabilities)
         figures[setting.model_name.replace("model", "confusion_matrix")] = figure
         if setting.use_regularizer:
-            continue
+            continue  # what follows is drawn once for each network
         network = setting.architecture
         model = load_classifier(options.folder / f"models/{setting.model_name}.h5")
         figures[f"architecture_{network}"] = plot_architecture(model)
@@ -799,8 +802,8 @@ def plot_hyperparameters(study, final):
     network = final.architecture.title()
     title = f"{network}, one hyperparameter moved at a time ({spread})"
     names = list(dict.fromkeys(row["hyperparameter"] for row in study))
-    lines = math.ceil(len(names) / 2)
-    figure, axes = new_figure(lines, 2, (10, 3.3 * lines + 0.4), title)
+    panel_rows = math.ceil(len(names) / 2)
+    figure, axes = new_figure(panel_rows, 2, (10, 3.3 * panel_rows + 0.4), title)
     for ax in axes[len(names) :]:
         ax.remove()  # an odd number of panels leaves one empty
     shared_axis = axes[names.index("epochs")]
@@ -814,8 +817,8 @@ def plot_hyperparameters(study, final):
             y = [row["val_accuracy"] for row in curve]
             deviations = [row["standard_deviation"] for row in curve]
             ax.errorbar(x, y, deviations, marker="o", capsize=3, **look)
-        middle = values.index(getattr(final, name))
-        ax.axvline(middle, color="grey", linestyle=":", label="final models' setting")
+        position = values.index(getattr(final, name))
+        ax.axvline(position, color="grey", linestyle=":", label="final models' setting")
         ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         ax.set(xlabel=name.replace("_", " "), ylabel="validation accuracy")
         ax.grid(alpha=0.3)
