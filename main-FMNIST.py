@@ -22,7 +22,7 @@ import joblib
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))  # Python does this, too, unless it is told not to
+sys.path.insert(0, str(HERE))  # Python does so, but not with PYTHONSAFEPATH
 util = importlib.import_module("util-FMNIST")  # `import` cannot spell the hyphen
 
 # The published values: those of the final models, and those that the study tries.
@@ -334,8 +334,9 @@ def parse_options(arguments=None):
     add("--data-dir", metavar="DIR", help="the folder with the four data files")
     add("--output-dir", metavar="DIR", type=Path, help="where models/ and plots/ go")
     for name, value in FINAL.items():
-        flag, about = "--" + name.replace("_", "-"), f"of the final models ({value})"
-        add(flag, metavar="X", type=type(value), default=value, help=about)
+        flag = "--" + name.replace("_", "-")
+        note = f"of the final models ({value})"
+        add(flag, metavar="X", type=type(value), default=value, help=note)
     add("--seed", metavar="N", type=int, default=0, help="the first seed (0)")
     add("--repeats", metavar="N", type=int, default=1, help="how many seeds (1)")
     add("--jobs", metavar="N", type=int, default=cores, help="trials at a time (cores)")
