@@ -290,7 +290,7 @@ def train_missing(keys, run_trial, options):
     if not missing:
         return files
     print(f"{len(missing)} to train. First, TensorFlow starts.")
-    print("network        dropout learning    batch  seed  val.acc.  done")
+    print("network       dropout learning   batch  seed  val.acc.  done")
     for _ in range(5):
         try:
             train_in_workers(missing, keys, files, run_trial, options)
@@ -412,7 +412,7 @@ def trial_line(setting, seed, path):
     accuracy = read_histories([path])["val_accuracy"][0, -1]
     result = "diverged" if math.isnan(accuracy) else f"{accuracy:.4f}"
     rates = f"{setting.dropout_rate:8g} {setting.learning_rate:8g}"
-    return f"{setting.label:13} {rates} {setting.batch_size:8}  {seed:4}  {result:8}"
+    return f"{setting.label:12} {rates} {setting.batch_size:7}  {seed:4}  {result:8}"
 
 
 def is_whole(path):

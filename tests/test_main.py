@@ -300,7 +300,7 @@ def test_a_whole_run_and_what_is_trained_after_it(
     assert re.match(r"Tyler( \+ L2)? +0\.3 +0\.001 +64 ", lines[3])
     done = re.findall(r"^(?:Tyler|Jackson).* (\d+)$", whole.output, re.MULTILINE)
     assert [*map(int, done)] == [*range(1, 11)]
-    assert max(map(len, lines[:-1])) <= 62 and str(whole.folder) in lines[-1]
+    assert max(map(len, lines[:-1])) <= 60 and str(whole.folder) in lines[-1]
     losses = column(whole.folder / "models/history.csv", "loss", epoch=2)
     assert len({*losses}) == len(losses) == 10  # each value of a trial matters
     assert {*os.listdir(whole.folder)} == SCRIPTS | {"models", "plots", ".trials"}
