@@ -113,64 +113,54 @@ def train_trial(setting, seed, train, validation):
     keras.utils.set_random_seed(seed)  # decides the first weights and the dropout
     random = np.random.default_rng(seed)  # decides the order of the images
     model = build_network(setting)
-    # The formula of Keras's Adam, in fewer operations, so it is faster.
-    optimizer = util.adam(setting.learning_rate)
-    run_epoch = epoch_function(model, optimizer)
+    model.compile(
+        util.adam(setting.learning_rate),  # Keras's Adam, in fewer operations
+        loss="categorical_crossentropy",
+        metrics=["accuracy"],
+    )
     x_train, y_train = tf.constant(train[0]), tf.constant(train[1])
     x_val, y_val = tf.constant(validation[0]), tf.constant(validation[1])
-    in_order = np.arange(len(x_val), dtype="int32")
-    history = {name: np.full(setting.epochs, math.nan) for name in util.METRICS}
-    for epoch in range(setting.epochs):
-        shuffled = random.permutation(len(x_train)).astype("int32")
-        values = run_epoch(
-            x_train, y_train, shuffled, batch_size=setting.batch_size, training=True
-        )
-        # The batch size of the validation changes nothing but its time.
-        validated = run_epoch(x_val, y_val, in_order, batch_size=1000, training=False)
-        values |= {f"val_{name}": value for name, value in validated.items()}
+    in_order = np.arange(len(x_val))
+    util.make_variables(model, x_train[:1], y_train[:1])
+    train_epoch = epoch_function(model, model.train_step, setting.batch_size)
+    # The batch size of the validation changes nothing but its time.
+    validate = epoch_function(model, model.test_step, batch_size=1000)
+    history = []  # {metric: value} of each epoch
+    for _ in range(setting.epochs):
+        values = train_epoch(x_train, y_train, random.permutation(len(x_train)))
+        for name, value in validate(x_val, y_val, in_order).items():
+            values[f"val_{name}"] = value
+        values = {name: float(value) for name, value in values.items()}
         # A NaN in the weights may not show in the loss: TensorFlow's ReLU makes it 0.
         numbers = [*values.values(), *model.get_weights()]
         if not all(np.isfinite(number).all() for number in numbers):
+            diverged = dict.fromkeys(values, math.nan)
+            history += [diverged] * (setting.epochs - len(history))
             break
-        for name, value in values.items():
-            history[name][epoch] = value
+        history.append(values)
     description = {**setting._asdict(), "seed": seed, "training_images": len(x_train)}
-    return util.model_file(model, optimizer, history, description)
+    return util.model_file(model, history, description)
 
 
-def epoch_function(model, optimizer):
-    """Return the function run_epoch(images, labels, order, batch_size, training).
+def epoch_function(model, step, batch_size):
+    """Return the function run_epoch(images, labels, order) -> {metric: value}.
 
-    It does what an epoch of Keras's `fit` does, or `evaluate` if training=False. `fit`
-    returns to Python after every batch; this runs the epoch as one TensorFlow graph.
-    `order` lists the indices of the images, int32 (n,). The result is {"loss": ...,
-    "accuracy": ...}, means over the images.
+    `step` is Keras's model.train_step or model.test_step, so this does what an epoch of
+    `fit` or `evaluate` does. But `fit` returns to Python after every batch; this runs
+    the whole epoch as one TensorFlow graph. `order` lists the indices of the images.
     """
-    tf, keras = util.import_tensorflow()
-    cross_entropy = keras.losses.CategoricalCrossentropy()
-    weights = model.trainable_variables
-    optimizer.build(weights)  # makes Adam's variables, which a graph may not
+    tf, _ = util.import_tensorflow()
 
-    # The first call with training=True runs this Python code and records a graph. Later
-    # calls run the graph alone. training=False gets its own graph. The `for` becomes a
-    # loop in the graph. The `if` does not: Python decides it while it records.
+    # The first call runs this Python code once and records a graph, in which `for` is a
+    # loop. Later calls run the graph alone.
     @tf.function
-    def run_epoch(images, labels, order, batch_size, training):
-        loss_sum = hits = 0.0
+    def run_epoch(images, labels, order):
+        model.reset_metrics()
         for start in tf.range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             x = tf.cast(tf.gather(images, batch), tf.float32) / 255
-            y = tf.gather(labels, batch)
-            with tf.GradientTape() as tape:
-                probabilities = model(x, training=training)
-                # `model.losses` are the L2 penalties. Without L2, there are none.
-                loss = cross_entropy(y, probabilities) + sum(model.losses)
-            if training:
-                optimizer.apply(tape.gradient(loss, weights), weights)
-            right = tf.equal(tf.argmax(probabilities, 1), tf.argmax(y, 1))
-            loss_sum += loss * tf.cast(len(batch), tf.float32)  # it is a batch's mean
-            hits += tf.reduce_sum(tf.cast(right, tf.float32))
-        return {"loss": loss_sum / len(order), "accuracy": hits / len(order)}
+            step((x, tf.gather(labels, batch)))
+        return model.get_metrics_result()
 
     return run_epoch
 
@@ -299,7 +289,8 @@ def test_model(model, test):
 # The experiment ends here. A trial's numbers depend on the code of these functions and
 # of model-FMNIST.py. After an edit of that code, all trials are trained again.
 TRAINING = (
-    build_network, train_trial, epoch_function, run_trial, util.adam, util.model_file,
+    build_network, train_trial, epoch_function, run_trial, util.adam,
+    util.make_variables, util.model_file,
     util.in_keras2_words, util.fix_environment, util.import_tensorflow,
 )  # fmt: skip
 CODE = [util.source_code(function) for function in TRAINING]

@@ -151,6 +151,13 @@ def adam(learning_rate):
     return Adam(learning_rate)
 
 
+def make_variables(model, images, labels):
+    """Let a compiled model make its metrics' and its optimizer's variables, as a graph
+    may not. A batch of images and labels shows the metrics what they get."""
+    model.test_step((images, labels))
+    model.optimizer.build(model.trainable_variables)
+
+
 # ------------------------------------------------------------------------- the data
 @functools.cache
 def load_data(data_dir=None, quick=False):
@@ -438,20 +445,20 @@ def write_whole(path, content):
 
 
 # ------------------------------------------------------------------- saved models
-def model_file(model, optimizer, history, description):
+def model_file(model, history, description):
     """The .h5 file of a trained model, as bytes. Every Keras from 2.6 on opens it.
 
-    `history` is {metric: a value per epoch}; it goes into the group "history".
-    `description` is a dict of strings and numbers; they become attributes of the file,
-    as do the versions of the libraries. Once loaded, the model is compiled as it was
-    trained. The file lacks the optimizer's state, as Keras 3.15 restores that wrongly,
-    and then `fit` fails. Raises OSError.
+    `history` is a list of {metric: value}, one for each epoch; it goes into the group
+    "history". `description` is a dict of strings and numbers; they become attributes of
+    the file, as do the versions of the libraries. Once loaded, the model is compiled as
+    it was trained. The file lacks the optimizer's state, as Keras 3.15 restores that
+    wrongly, and then `fit` fails. Raises OSError.
     """
     tf, keras = import_tensorflow()
     training = {
         "loss": "categorical_crossentropy", "metrics": ["accuracy"],
         "loss_weights": None, "weighted_metrics": None,
-        "optimizer_config": in_keras2_words(keras.optimizers.serialize(optimizer)),
+        "optimizer_config": in_keras2_words(keras.optimizers.serialize(model.optimizer)),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.h5")
@@ -466,8 +473,8 @@ def model_file(model, optimizer, history, description):
                 file.attrs.update(description)
                 for library in (tf, keras, np):
                     file.attrs[f"{library.__name__}_version"] = library.__version__
-                for metric, values in history.items():
-                    file[f"history/{metric}"] = values
+                for metric in METRICS:
+                    file[f"history/{metric}"] = [epoch[metric] for epoch in history]
         except RuntimeError as error:  # HDF5's word for a full disk
             raise OSError(f"{folder}: {error}") from None
         return path.read_bytes()

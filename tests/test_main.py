@@ -226,11 +226,13 @@ def test_a_trial_does_the_arithmetic_of_fit(
 def test_each_step_draws_its_own_dropout_and_validation_has_none(
     main, util, make_trial, data
 ):
+    images, labels = data[0]
     model = main.build_network(make_trial("jackson")[0])
-    run_epoch = main.epoch_function(model, util.adam(1e-12))  # no weight moves
-    order = np.arange(600, dtype="int32")  # a single batch
-    for training, different in ((True, 3), (False, 1)):
-        epochs = [run_epoch(*data[0], order, 600, training) for _ in range(3)]
+    model.compile(util.adam(1e-12), "categorical_crossentropy")  # no weight moves
+    util.make_variables(model, images[:1], labels[:1])
+    for step, different in ((model.train_step, 3), (model.test_step, 1)):
+        run_epoch = main.epoch_function(model, step, batch_size=600)
+        epochs = [run_epoch(images, labels, np.arange(600)) for _ in range(3)]
         assert len({float(epoch["loss"]) for epoch in epochs}) == different
 
 

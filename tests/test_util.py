@@ -217,11 +217,12 @@ def classifier(*shape, hidden=(), classes=10):
 
 def test_saved_model_opens_compiled_and_in_words_of_keras_2(util, model, tmp_path):
     network, path = model.build_tyler(use_regularizer=True), tmp_path / "model.h5"
-    history = {metric: [i / 7, np.nan] for i, metric in enumerate(util.METRICS)}
-    adam = keras.optimizers.Adam(0.003, name="adam")
-    path.write_bytes(util.model_file(network, adam, history, {"seed": 7}))
-    runs = util.read_histories([path, path])
-    np.testing.assert_equal(runs, {k: [x, x] for k, x in history.items()})
+    network.compile(keras.optimizers.Adam(0.003, name="adam"))
+    history = [{it: x / 7 for x, it in enumerate(util.METRICS)}]
+    history.append(dict.fromkeys(util.METRICS, np.nan))
+    path.write_bytes(util.model_file(network, history, {"seed": 7}))
+    for metric, runs in util.read_histories([path, path]).items():
+        np.testing.assert_equal(runs, [[epoch[metric] for epoch in history]] * 2)
     assert not util.load_classifier(path).compiled  # a loss may name anything
     loaded = keras.models.load_model(path)
     assert_same(loaded, network)
