@@ -10,7 +10,6 @@ Published at https://github.com/apalapramanik/Classifying-Fashion-MNIST
 """
 
 import argparse
-import functools
 import importlib
 import itertools
 import math
@@ -18,17 +17,17 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # Python does so, but not with PYTHONSAFEPATH
+if __name__ == "__main__":  # a notebook has the scripts as they were before an edit
+    for script in ("main-FMNIST", "model-FMNIST", "util-FMNIST"):
+        sys.modules.pop(script, None)
 util = importlib.import_module("util-FMNIST")  # `import` cannot spell the hyphen
 
 # The published values: those of the final models, and those that the study tries.
-# Epochs are not in STUDY: the history of 50 epochs has the accuracies after 10 to 40.
-# A seed takes 28 trainings: the 4 final models, and Tyler without and with L2 for each
-# of the 12 values of STUDY that are not in FINAL.
+# Where STUDY names no epochs, it takes each fifth of the final ones: 10, 20 ... 50.
 FINAL = {"dropout_rate": 0.3, "learning_rate": 0.001, "batch_size": 128, "epochs": 50}
 STUDY = {
     "dropout_rate": (0.1, 0.2, 0.3, 0.4, 0.5),
@@ -43,7 +42,7 @@ PUBLISHED = {  # test accuracies after 50 epochs, to be printed below ours
 
 # -------------------------------------------------------------------- what is trained
 class Setting(NamedTuple):
-    """A network and its hyperparameters. A trial is a setting and a seed."""
+    """A network and its hyperparameters. A trial is a pair: (setting, seed)."""
 
     architecture: str  # the network's name in NETWORKS of model-FMNIST.py
     use_regularizer: bool
@@ -57,8 +56,8 @@ class Setting(NamedTuple):
         return self.architecture.title() + (" + L2" if self.use_regularizer else "")
 
     @property
-    def model_name(self):  # model_tyler_0 without L2, model_tyler_1 with it
-        return f"model_{self.architecture}_{self.use_regularizer:d}"
+    def suffix(self):  # of file names: tyler_0 without L2, tyler_1 with it
+        return f"{self.architecture}_{self.use_regularizer:d}"
 
 
 def final_settings(options):
@@ -66,38 +65,36 @@ def final_settings(options):
     values = {name: getattr(options, name) for name in FINAL}
     return [
         Setting(architecture, use_regularizer, **values)
-        for architecture in import_networks().NETWORKS
+        for architecture in util.import_networks()
         for use_regularizer in (False, True)
     ]
 
 
 def study_settings(final):
     """Return {(hyperparameter, value): setting}. Each setting is the final one with one
-    value replaced, for example ("batch_size", 64)."""
+    value replaced, for example ("batch_size", 64). For fewer epochs it is the final one
+    itself, as its history has their accuracies."""
+    fifths = [math.ceil(final.epochs * part / 5) for part in (1, 2, 3, 4, 5)]
+    study = {**STUDY, "epochs": STUDY.get("epochs", fifths)}
     moved = {}
-    for name, published in STUDY.items():
+    for name, published in study.items():
         # The final value may be one of the user's that is not published.
-        for value in sorted({*published, getattr(final, name)}):
-            moved[name, value] = final._replace(**{name: value})
+        values = dict.fromkeys([*published, getattr(final, name)])
+        if not isinstance(published[0], str):
+            values = sorted(values)
+        for value in values:
+            trained = max(value, final.epochs) if name == "epochs" else value
+            moved[name, value] = final._replace(**{name: trained})
     return moved
 
 
-@functools.cache
-def import_networks():
-    """Import model-FMNIST.py. It imports Keras, which takes seconds, so --help does not
-    call this."""
-    util.import_tensorflow()
-    module = importlib.import_module("model-FMNIST")
-    util.source_code(module)  # reads it now: you may edit the file during the run
-    return module
-
-
 def build_network(setting):
-    """The setting's network, untrained. Its builder gets use_regularizer and
-    dropout_rate. A field that you add to Setting goes to the builder, too."""
+    """The setting's network, untrained. Its builder gets use_regularizer, dropout_rate
+    and each field that you add to Setting, unless you name that here. So a builder that
+    does not know a new field fails, and does not ignore it."""
     of_training = ("architecture", "learning_rate", "batch_size", "epochs")
     arguments = {k: v for k, v in setting._asdict().items() if k not in of_training}
-    return import_networks().NETWORKS[setting.architecture](**arguments)
+    return util.import_networks()[setting.architecture](**arguments)
 
 
 # --------------------------------------------------------------------------- training
@@ -108,51 +105,49 @@ def train_trial(setting, seed, train, validation):
     weight or a value of the history becomes NaN or infinite, training stops: this epoch
     and all later ones are NaN in the history.
     """
-    tf, keras = util.import_tensorflow()
+    _, keras = util.import_tensorflow()  # here, as it takes seconds
     keras.utils.clear_session()  # frees the last trial's graphs and names ("adam")
     keras.utils.set_random_seed(seed)  # decides the first weights and the dropout
-    random = np.random.default_rng(seed)  # decides the order of the images
+    rng = np.random.default_rng(seed)  # decides the order of the images
     model = build_network(setting)
     model.compile(
         util.adam(setting.learning_rate),  # Keras's Adam, in fewer operations
         loss="categorical_crossentropy",
         metrics=["accuracy"],
     )
-    x_train, y_train = tf.constant(train[0]), tf.constant(train[1])
-    x_val, y_val = tf.constant(validation[0]), tf.constant(validation[1])
-    in_order = np.arange(len(x_val))
-    util.make_variables(model, x_train[:1], y_train[:1])
     train_epoch = epoch_function(model, model.train_step, setting.batch_size)
     # The batch size of the validation changes nothing but its time.
     validate = epoch_function(model, model.test_step, batch_size=1000)
+    training_images, validation_images = len(train[0]), len(validation[0])
     history = []  # {metric: value} of each epoch
     for _ in range(setting.epochs):
-        values = train_epoch(x_train, y_train, random.permutation(len(x_train)))
-        for name, value in validate(x_val, y_val, in_order).items():
-            values[f"val_{name}"] = value
-        values = {name: float(value) for name, value in values.items()}
+        values = train_epoch(*train, rng.permutation(training_images))
+        validated = validate(*validation, np.arange(validation_images))
+        for name, value in validated.items():
+            values[f"val_{name}"] = value  # as `fit` names it
         # A NaN in the weights may not show in the loss: TensorFlow's ReLU makes it 0.
         numbers = [*values.values(), *model.get_weights()]
         if not all(np.isfinite(number).all() for number in numbers):
             diverged = dict.fromkeys(values, math.nan)
             history += [diverged] * (setting.epochs - len(history))
             break
-        history.append(values)
-    description = {**setting._asdict(), "seed": seed, "training_images": len(x_train)}
-    return util.model_file(model, history, description)
+        history.append({name: float(value) for name, value in values.items()})
+    return util.model_file(model, history, setting, seed, train)
 
 
 def epoch_function(model, step, batch_size):
     """Return the function run_epoch(images, labels, order) -> {metric: value}.
 
-    `step` is Keras's model.train_step or model.test_step, so this does what an epoch of
-    `fit` or `evaluate` does. But `fit` returns to Python after every batch; this runs
-    the whole epoch as one TensorFlow graph. `order` lists the indices of the images.
+    `step` is Keras's own model.train_step or model.test_step, so an epoch does what one
+    of `fit` or `evaluate` does. Why not `fit`? It returns to Python after every batch,
+    which takes 1.4 to 2.1 times as long. This runs a whole epoch inside TensorFlow.
+    `order` lists the indices of the images.
     """
     tf, _ = util.import_tensorflow()
+    util.make_variables(model)
 
-    # The first call runs this Python code once and records a graph, in which `for` is a
-    # loop. Later calls run the graph alone.
+    # The first call runs this Python code once and records it as a TensorFlow graph, in
+    # which `for` becomes a loop. Later calls run the graph alone.
     @tf.function
     def run_epoch(images, labels, order):
         model.reset_metrics()
@@ -165,30 +160,22 @@ def epoch_function(model, step, batch_size):
     return run_epoch
 
 
-def run_trial(setting, seed, options):
-    """Train one trial in a worker process. Return (its key, its .h5 file as bytes). The
-    key must equal the main process's: it stands for the code, data and libraries."""
-    train, validation, _ = util.load_data(options.data_dir, options.quick)
-    key = trial_key(setting, seed, options)
-    return key, train_trial(setting, seed, train, validation)
-
-
 # ------------------------------------------------------------------------- the stages
 def run_experiment(options):
     """Train what is missing, test, write the models, tables and plots, and report."""
-    train, validation, test = util.load_data(options.data_dir, options.quick)
+    util.try_places(options)
     finals = final_settings(options)
-    check_networks(finals, train, validation)
+    if unknown := {*STUDIED} - {*util.import_networks()}:
+        raise util.InputError(f"STUDIED names {unknown}, which NETWORKS lacks")
     studied = [s for s in finals if s.architecture in STUDIED and not options.no_sweep]
     settings = [*finals]
     for final in studied:
         settings += study_settings(final).values()
     settings = list(dict.fromkeys(settings))  # each once, the final ones first
     seeds = range(options.seed, options.seed + options.repeats)
-    trials = itertools.product(settings, seeds)
-    # A key names the file of a trial. If the file is there, the trial is not run again.
-    keys = {trial: trial_key(*trial, options) for trial in trials}
-    files = util.train_missing(keys, run_trial, options)  # {(setting, seed): path}
+    trials = [*itertools.product(settings, seeds)]
+    # {(setting, seed): the path of its .h5 file}
+    files = util.train_missing(trials, train_trial, options, check_settings)
 
     histories = {}  # {setting: {metric: array of shape (seeds, epochs)}}
     for setting in settings:
@@ -196,13 +183,14 @@ def run_experiment(options):
         histories[setting] = util.read_histories(paths)
     study = study_rows(studied, histories)
     print("Testing the models, writing tables and plots")
+    *_, test = util.load_data(options.data_dir, options.quick)
     results = {}  # {final setting: [(scores, probabilities) for each seed]}
     for setting in finals:
         models = [util.load_classifier(files[setting, seed]) for seed in seeds]
         results[setting] = [test_model(model, test) for model in models]
-        content = files[setting, seeds[0]].read_bytes()
-        util.write_whole(options.folder / f"models/{setting.model_name}.h5", content)
-    util.write_tables(options.folder / "models", histories, results, study, seeds)
+        content = files[setting, seeds[0]].read_bytes()  # the first seed's is saved
+        util.write_whole(options.folder / f"models/model_{setting.suffix}.h5", content)
+    util.write_tables(options.folder, histories, results, study, seeds)
     util.draw(options, histories, results, study, test)
     util.report_study(study)
     util.report_results(results)
@@ -211,19 +199,26 @@ def run_experiment(options):
         print(f"{label:12} {accuracy}")
     if options.quick:
         print("A quick run cannot be compared with these.")
-    print(f"The files are in models/ and plots/ of {options.folder}")
+    util.report_files(options.folder, study)
 
 
-def check_networks(settings, train, validation):
-    """Build, save and load each network before any training, so that a fault in one
-    shows at once."""
-    unknown = {*STUDIED} - {setting.architecture for setting in settings}
-    if unknown:
-        raise util.InputError(f"STUDIED names {unknown}, which NETWORKS lacks")
+def check_settings(settings, options):
+    """Try on a few images what will be trained, so that a fault shows before. Raises
+    InputError. Each network, and each with another text or truth value, is trained for
+    an epoch, saved, loaded and tested. For a number, it is enough to build it."""
+    parts = util.load_data(options.data_dir, options.quick)
+    train, validation, test = [(images[:200], labels[:200]) for images, labels in parts]
+    tried = set()
     for setting in settings:
-        # With 0 epochs, this builds and saves the network, and trains nothing.
-        content = train_trial(setting._replace(epochs=0), 0, train, validation)
-        util.check_file(setting.label, content)
+        with util.naming_the_fault(setting, options):
+            # ("tyler", True), for example
+            kind = tuple(value for value in setting if isinstance(value, (str, bool)))
+            if kind in tried:
+                build_network(setting)
+                continue
+            tried.add(kind)
+            content = train_trial(setting._replace(epochs=1), 0, train, validation)
+            test_model(util.reopen(content), test)
 
 
 def study_rows(studied, histories):
@@ -231,15 +226,10 @@ def study_rows(studied, histories):
     seed by seed: a seed means the same first weights and the same order of images."""
     rows = []
     for final in studied:
-        by_epoch = histories[final]["val_accuracy"]  # of shape (seeds, epochs)
-        reference = by_epoch[:, -1]
-        accuracies = {}  # {(hyperparameter, value): array of shape (seeds,)}
-        for point, setting in study_settings(final).items():
-            accuracies[point] = histories[setting]["val_accuracy"][:, -1]
-        for fifth in (1, 2, 3, 4, 5):  # of 50 epochs: 10, 20, 30, 40, 50
-            epoch = math.ceil(final.epochs * fifth / 5)
-            accuracies["epochs", epoch] = by_epoch[:, epoch - 1]
-        for (hyperparameter, value), by_seed in accuracies.items():
+        reference = histories[final]["val_accuracy"][:, final.epochs - 1]
+        for (hyperparameter, value), setting in study_settings(final).items():
+            last = value if hyperparameter == "epochs" else setting.epochs
+            by_seed = histories[setting]["val_accuracy"][:, last - 1]
             # over the seeds: mean, standard deviation, standard error of the mean
             mean, deviation, _ = util.mean_and_spread(by_seed)
             difference, _, error = util.mean_and_spread(by_seed - reference)
@@ -252,7 +242,7 @@ def study_rows(studied, histories):
                 "standard_deviation": deviation,
                 "difference": difference,
                 "standard_error": error,
-                "seeds": len(by_seed),
+                "seeds": np.isfinite(by_seed).sum(),  # a diverged one does not count
             }
             rows.append(row)
     return rows
@@ -262,13 +252,13 @@ def test_model(model, test):
     """Test a network: ({score: value}, class probabilities of shape (n, 10)).
 
     The loss is the cross-entropy and the L2 penalty, as Keras counts it. Precision,
-    recall and F1 are means over the classes. All scores are NaN if a weight is.
+    recall and F1 are means over the classes. All scores are NaN if a weight or an
+    output is NaN or infinite.
     """
-    from sklearn.metrics import precision_recall_fscore_support
+    from sklearn.metrics import precision_recall_fscore_support  # slow, so here
 
     images, y_test = test
     x_test = images / np.float32(255)
-    x_test = x_test.reshape(-1, *model.input_shape[1:])  # --evaluate: maybe (784,)
     model.compile(loss="categorical_crossentropy")  # for `evaluate`; nothing is trained
     loss = model.evaluate(x_test, y_test, batch_size=1000, verbose=0)
     probabilities = model.predict(x_test, batch_size=1000, verbose=0)
@@ -277,39 +267,19 @@ def test_model(model, test):
         true, predicted, average="macro", zero_division=0
     )
     scores = {
-        "loss": float(loss), "accuracy": float(np.mean(true == predicted)),
-        "precision": float(precision), "recall": float(recall), "f1": float(f1),
-    }  # fmt: skip
-    if not all(np.isfinite(weights).all() for weights in model.get_weights()):
+        "loss": loss,
+        "accuracy": np.mean(true == predicted),
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+    }
+    numbers = [probabilities, *model.get_weights()]
+    if not all(np.isfinite(number).all() for number in numbers):
         scores = dict.fromkeys(scores, math.nan)
     return scores, probabilities
 
 
-# ----------------------------------------------------------- no trial is trained twice
-# The experiment ends here. A trial's numbers depend on the code of these functions and
-# of model-FMNIST.py. After an edit of that code, all trials are trained again.
-TRAINING = (
-    build_network, train_trial, epoch_function, run_trial, util.adam,
-    util.make_variables, util.model_file,
-    util.in_keras2_words, util.fix_environment, util.import_tensorflow,
-)  # fmt: skip
-CODE = [util.source_code(function) for function in TRAINING]
-
-
-def trial_key(setting, seed, options):
-    """A hash of all that decides a trial's numbers. It names the trial's file."""
-    code = [*CODE, util.source_code(import_networks())]
-    conditions = util.conditions(options.data_dir, options.quick)
-    return joblib.hash([setting._asdict(), seed, code, conditions])
-
-
 # -------------------------------------------------------------------- the command line
-LIMITS = {  # the lowest and the highest value of an option, and in STUDY
-    "dropout_rate": (0, 0.99), "learning_rate": (1e-12, 1e12), "batch_size": (1, 10**6),
-    "epochs": (1, 10**6), "seed": (0, 10**7), "repeats": (1, 1000), "jobs": (1, 1000),
-}  # fmt: skip
-
-
 def parse_options(arguments=None):
     """The command line as a namespace, with FINAL's values where it names none."""
     about = "Fashion-MNIST with two fully connected networks: the whole experiment."
@@ -317,56 +287,49 @@ def parse_options(arguments=None):
     # In place of argparse's own, which prints more than a line.
     parser.error = lambda message: util.fail(f"{message}; --help lists the options")
     add = parser.add_argument
-    cores = joblib.cpu_count()
+    note = "inspect saved models (models/)"
     add("--quick", action="store_true", help="a try-out: few images, 5 epochs, quick/")
     add("--no-sweep", action="store_true", help="the final models only, no study")
-    add("--fresh", action="store_true", help="train again what was trained before")
-    add("--evaluate", nargs="*", metavar="FILE", help="inspect saved models (models/)")
-    add("--data-dir", metavar="DIR", help="the folder with the four data files")
-    add("--output-dir", metavar="DIR", type=Path, help="where models/ and plots/ go")
+    add("--evaluate", nargs="*", metavar="FILE", type=util.as_path, help=note)
+    note = "the folder with the four data files"
+    add("--data-dir", metavar="DIR", type=util.as_path, help=note)
+    note = "where models/ and plots/ go"
+    add("--output-dir", metavar="DIR", type=util.as_path, help=note)
+    note = "of the final models (%(default)s)"
     for name, value in FINAL.items():
-        flag = "--" + name.replace("_", "-")
-        note = f"of the final models ({value})"
-        add(flag, metavar="X", type=type(value), default=value, help=note)
+        flag = util.as_flag(name)
+        if isinstance(value, bool):
+            yes_or_no = argparse.BooleanOptionalAction
+            add(flag, action=yes_or_no, default=value, help=note)
+        else:
+            add(flag, metavar="X", type=type(value), default=value, help=note)
     add("--seed", metavar="N", type=int, default=0, help="the first seed (0)")
     add("--repeats", metavar="N", type=int, default=1, help="how many seeds (1)")
-    add("--jobs", metavar="N", type=int, default=cores, help="trials at a time (cores)")
+    note = "trials at a time (cores)"
+    add("--jobs", metavar="N", type=int, default=util.CORES, help=note)
     add("--cluster", metavar="ADDRESS", help="a Dask cluster, tcp://HOST:8786")
     options = parser.parse_args(arguments)
     if options.quick:
         parser.set_defaults(epochs=5)  # a default only: --epochs still counts
         options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        util.check_value(name, value, util.as_flag(name))
     beside_script = HERE / "quick" if options.quick else HERE
     options.folder = (options.output_dir or beside_script).resolve()
-    for name, (low, high) in LIMITS.items():
-        values = (getattr(options, name), *STUDY.get(name, ()))
-        if not all(low <= value <= high for value in values):
-            flag = "--" + name.replace("_", "-")
-            util.fail(f"{flag} and STUDY: only numbers from {low} to {high}")
     return options
 
 
 def main(arguments=None):
-    if sys.stdout is None:
-        util.fail("stdout is closed")
-    if hasattr(sys.stdout, "reconfigure"):  # Jupyter's and IDLE's have no such method
-        # For terminals without ± and boxes; and a pipe gets each line at once.
-        sys.stdout.reconfigure(errors="replace", line_buffering=True)
-    options = parse_options(arguments)
-    try:
+    with util.one_line_errors():
+        util.check_study(FINAL, STUDY, STUDIED, Setting._fields)
+        options = parse_options(arguments)
         if options.evaluate is None:
             run_experiment(options)
         else:
             util.evaluate_files(options, test_model)
-    except KeyboardInterrupt:
-        util.fail("interrupted; to continue, give the same command again", 130)
-    except (MemoryError, OSError, UnicodeError, util.InputError) as error:
-        util.fail(str(error) or "out of memory")
 
 
 if __name__ == "__main__":
-    # A worker process imports `run_trial` from the module "main-FMNIST". Here, the file
-    # runs as "__main__". So import it by that name, and drop a notebook's old versions.
-    for script in ("main-FMNIST", "model-FMNIST", "util-FMNIST"):
-        sys.modules.pop(script, None)
+    # Worker processes import `train_trial` from the module "main-FMNIST". This file
+    # runs as "__main__", so it starts the module of that name.
     importlib.import_module("main-FMNIST").main()

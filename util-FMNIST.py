@@ -1,12 +1,13 @@
-"""The machinery around the experiment: TensorFlow's start, the data, many trials at a
-time, saved models, the tables and plots.
+"""What a reader of the experiment may skip: the machinery around it.
 
-For the experiment, read four functions: fix_environment (one thread), adam (the
-optimizer), load_data (the split), mean_and_spread (±). Skip the rest. What is slow to
-import (TensorFlow, scikit-learn, matplotlib) is imported where needed. Main gives its
-functions (run_trial, test_model) as arguments, as this module does not import it.
+TensorFlow's start, the data, many trials at a time, saved models, tables and plots. For
+the experiment, read four functions: fix_environment (one thread), adam (the optimizer),
+load_data (the split), mean_and_spread (±). What is slow to import (TensorFlow,
+scikit-learn, matplotlib) is imported where needed. Main gives its functions
+(train_trial, test_model) as arguments, as this module does not import it.
 """
 
+import argparse
 import ast
 import asyncio
 import contextlib
@@ -14,7 +15,6 @@ import csv
 import functools
 import gzip
 import importlib
-import inspect
 import io
 import itertools
 import json
@@ -24,12 +24,14 @@ import multiprocessing
 import os
 import platform
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 import uuid
 import warnings
 import zipfile
@@ -37,11 +39,17 @@ import zlib
 from concurrent import futures
 from pathlib import Path
 
-import h5py
 import joblib
 import numpy as np
 from rich import progress
 
+# Some file systems have no locks. Files are written whole, so none is needed.
+os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
+import h5py
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = ("main-FMNIST", "model-FMNIST", "util-FMNIST")
+CORES = joblib.cpu_count()
 CLASS_NAMES = (  # of the labels 0 to 9, as the dataset's authors give them
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -55,17 +63,22 @@ DATA_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"  # Ker
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_DIR = Path("/usr/share/datasets/fashion-mnist")  # where the package puts them
 MODEL_FILES = (".h5", ".hdf5", ".keras")
-METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of a history, as Keras's
+INPUT_SHAPES = ((28, 28), (28, 28, 1), (28, 28, 3), (784,))  # of models to evaluate
 TIMEOUT = 10  # seconds that a host may stay silent
+LIMITS = {  # the lowest and the highest value of an option, and in STUDY
+    "dropout_rate": (0, 0.99), "learning_rate": (1e-12, 1e12), "batch_size": (1, 10**6),
+    "epochs": (1, 10**6), "seed": (0, 10**7), "repeats": (1, 1000), "jobs": (1, 1000),
+}  # fmt: skip
 
 
+# ------------------------------------------------------ what the user says, and is told
 class InputError(Exception):
     """Something that the user can put right; the message says how."""
 
 
 def say_error(message):
     """Print the message on stderr, as one line."""
-    print("main-FMNIST.py:", *str(message).split(), file=sys.stderr)
+    print("main-FMNIST.py:", printable(" ".join(str(message).split())), file=sys.stderr)
 
 
 def fail(message, status=2):
@@ -76,6 +89,87 @@ def fail(message, status=2):
 def printable(text):
     """A text without what could steer a terminal: a stranger's file may hold that."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(text))
+
+
+@contextlib.contextmanager
+def one_line_errors():
+    """Run the program's body. What a user or a machine does wrong ends in one line."""
+    if sys.stderr is None:  # closed; a file opened later must not take its number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.set_inheritable(2, True)
+        sys.stderr = os.fdopen(2, "w")
+    if sys.stdout is None:
+        fail("stdout is closed")
+    if hasattr(sys.stdout, "reconfigure"):  # Jupyter's and IDLE's have no such method
+        # For terminals without ± and boxes; and a pipe gets each line at once.
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    try:
+        with left_as_found():
+            yield
+    except KeyboardInterrupt:
+        fail("interrupted; to continue, give the same command again", 130)
+    except BrokenPipeError:  # as after `| head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)  # as if the signal SIGPIPE had ended it
+    except (InputError, argparse.ArgumentError, OSError, UnicodeError) as error:
+        fail(error)
+    except MemoryError:
+        fail("out of memory")
+
+
+PUT_BACK = contextlib.ExitStack()  # what gives a notebook's kernel its settings again
+
+
+@contextlib.contextmanager
+def left_as_found():
+    """Put back what the program changes in a process that goes on: a notebook's."""
+    with PUT_BACK, warnings.catch_warnings():
+        PUT_BACK.callback(os.environ.update, dict(os.environ))
+        PUT_BACK.callback(os.environ.clear)  # the last one here is the first one done
+        PUT_BACK.callback(logging.disable, logging.root.manager.disable)
+        PUT_BACK.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+        PUT_BACK.callback(random.setstate, random.getstate())
+        PUT_BACK.callback(np.random.set_state, np.random.get_state())
+        PUT_BACK.callback(import_tensorflow.cache_clear)  # it made more settings
+        yield
+
+
+def as_path(text):
+    """An option's path, with ~ as the home folder."""
+    return Path(os.path.expanduser(text))
+
+
+def as_flag(name):
+    """The command line's word for an option: --batch-size for batch_size."""
+    return "--" + name.replace("_", "-")
+
+
+def check_value(name, value, where):
+    """Refuse an option's number, or one in STUDY, that cannot work."""
+    low, high = LIMITS.get(name, (-math.inf, math.inf))
+    is_number = isinstance(value, (int, float))
+    if is_number and not (low <= value <= high and math.isfinite(value)):
+        fail(f"{where}: only numbers from {low} to {high}")
+
+
+def check_study(final, study, studied, fields):
+    """Refuse what cannot work in main's FINAL, STUDY, STUDIED and Setting."""
+    for name in {*final} ^ ({*fields} - {"architecture", "use_regularizer"}):
+        fail(f"{name} must be in FINAL and a field of Setting, not in one of them")
+    for name, value in final.items():
+        if not isinstance(value, (bool, int, float, str)):
+            fail(f"FINAL: {name} must be a number, True, False or a text")
+    if not isinstance(studied, (tuple, list)):
+        fail(f'STUDIED: write ("{studied}",) with its comma')
+    for name, values in study.items():
+        if name not in final:
+            fail(f"STUDY has {name}, which FINAL lacks")
+        if not isinstance(values, (tuple, list)) or len(values) == 0:
+            fail(f"STUDY: the values of {name} must be a tuple, such as ({values!r},)")
+        for value in values:
+            if type(value) is not type(final[name]):
+                fail(f"STUDY: {name} {value!r} is not of the type that FINAL has")
+            check_value(name, value, f"STUDY: {name}")
 
 
 # ---------------------------------------------------------------- TensorFlow's start
@@ -100,61 +194,93 @@ def fix_environment():
         os.environ["MPLBACKEND"] = "agg"
 
 
-fix_environment()  # TensorFlow and Keras read it when they are imported
-
-
 @functools.cache
 def import_tensorflow():
     """Import TensorFlow and Keras, and return both. Raises InputError if that fails."""
-    keras_home = os.environ.get("KERAS_HOME")
-    os.environ["KERAS_HOME"] = os.devnull  # hides the user's keras.json
+    fix_environment()
     stderr = os.dup(2)  # the number of stderr is 2: a copy, to restore it below
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # silences TensorFlow's C++ code, too
     try:
-        import keras
+        keras = import_keras()  # first, as TensorFlow imports it, too
         import tensorflow
     except Exception as error:  # noqa: BLE001 - whatever a broken installation raises
         problem = f"TensorFlow and Keras do not start: {error}"
-        raise InputError(f"{problem}; install requirements.txt anew") from None
+        remedy = "is there memory enough? Else install requirements.txt anew"
+        raise InputError(f"{problem}; {remedy}") from None
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        del os.environ["KERAS_HOME"]
-        if keras_home is not None:
-            os.environ["KERAS_HOME"] = keras_home
+    with contextlib.suppress(RuntimeError):  # too late in a notebook that has used it
+        tensorflow.config.set_visible_devices([], "GPU")  # one that is not CUDA's
     warnings.simplefilter("ignore")
-    for logger in ("absl", "tensorflow"):  # they warn of HDF5 files and of retracing
-        logging.getLogger(logger).setLevel(logging.ERROR)
+    for name in ("absl", "tensorflow"):  # they warn of HDF5 files and of retracing
+        logger = logging.getLogger(name)
+        PUT_BACK.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.ERROR)
     return tensorflow, keras
 
 
-def adam(learning_rate):
+def import_keras():
+    """Import Keras, with its own defaults in place of the user's keras.json."""
+    home = os.environ.get("KERAS_HOME")
+    try:
+        import keras
+    except (ValueError, AssertionError, TypeError):  # a keras.json that it refuses
+        os.environ["KERAS_HOME"] = os.devnull
+        import keras
+    os.environ.pop("KERAS_HOME", None)
+    if home is not None:
+        os.environ["KERAS_HOME"] = home
+    defaults = {"floatx": "float32", "epsilon": 1e-7, "dtype_policy": "float32"}
+    for name, value in {**defaults, "image_data_format": "channels_last"}.items():
+        setter = getattr(keras.config, f"set_{name}")
+        PUT_BACK.callback(setter, getattr(keras.config, name)())
+        setter(value)
+    return keras
+
+
+def import_networks():
+    """NETWORKS of model-FMNIST.py: {name: builder}. It imports Keras: seconds."""
+    import_tensorflow()
+    return importlib.import_module("model-FMNIST").NETWORKS
+
+
+def adam(learning_rate, **options):
     """The same update as Keras's Adam, but in one TensorFlow operation for each array
     of weights, not a dozen: a step takes less time. `train_trial` can use any other
-    optimizer of Keras's instead."""
+    optimizer of Keras's instead. `options` are those of keras.optimizers.Adam. Raises
+    InputError for two that this lacks."""
     tf, keras = import_tensorflow()
+    for name in ("amsgrad", "use_ema"):
+        if options.get(name):
+            raise InputError(f"util.adam has no {name}: take keras.optimizers.Adam")
 
     class Adam(keras.optimizers.Adam):
         def update_step(self, gradient, variable, learning_rate):
-            index = self._get_variable_index(variable)
+            try:
+                index = self._get_variable_index(variable)
+                mean, square = self._momentums[index], self._velocities[index]
+            except AttributeError:  # private names, which another Keras may lack
+                return super().update_step(gradient, variable, learning_rate)
             step = tf.cast(self.iterations + 1, tf.float32)
             # The operation changes the weights in place, so it takes handles. m and v
             # are Adam's two running means. The powers correct these in the first steps.
             tf.raw_ops.ResourceApplyAdam(
-                var=variable.handle, m=self._momentums[index].value.handle,
-                v=self._velocities[index].value.handle, grad=gradient, lr=learning_rate,
+                var=variable.handle, m=mean.value.handle, v=square.value.handle,
+                grad=gradient, lr=learning_rate, epsilon=self.epsilon,
                 beta1=self.beta_1, beta1_power=self.beta_1**step,
-                beta2=self.beta_2, beta2_power=self.beta_2**step, epsilon=self.epsilon,
+                beta2=self.beta_2, beta2_power=self.beta_2**step,
             )  # fmt: skip
 
-    return Adam(learning_rate)
+    return Adam(learning_rate, **options)
 
 
-def make_variables(model, images, labels):
+def make_variables(model):
     """Let a compiled model make its metrics' and its optimizer's variables, as a graph
-    may not. A batch of images and labels shows the metrics what they get."""
-    model.test_step((images, labels))
+    may not."""
+    tf, _ = import_tensorflow()
+    model.test_step((tf.zeros((1, 28, 28)), tf.zeros((1, 10))))  # images, labels
     model.optimizer.build(model.trainable_variables)
 
 
@@ -226,7 +352,9 @@ def find_data():
                     write_whole(cache / name, (folder / name).read_bytes())
             return cache
         except Exception as error:  # noqa: BLE001 - the kind that Keras raises
-            reason = getattr(error, "stderr", None) or repr(error)  # apt's words
+            reason = repr(error)
+            if isinstance(error, subprocess.CalledProcessError):
+                reason = error.stderr  # apt's words
             failures += f"; {source}: {' '.join(reason.split())}"
     raise InputError(
         f"Fashion-MNIST is not in {cache} nor {DEBIAN_DIR} and could not be fetched"
@@ -258,69 +386,154 @@ def unpack_debian(folder):
     return folder / DEBIAN_DIR.relative_to("/")
 
 
-# ------------------------------------------------------------ many trials at a time
-@functools.cache
-def source_code(part):
-    """The source of a module or function without comments, docstrings and layout: an
-    edit of those trains nothing again."""
-    tree = ast.parse(inspect.getsource(part))
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node):
-            del node.body[0]
-    return ast.unparse(tree)
+# ------------------------------------------------------------- what a trial depends on
+def trial_key(trial, train_trial, options):
+    """A hash of all that decides a trial's numbers. It names the trial's file.
+
+    These are the setting and the seed, the code, the data, and the versions.
+    """
+    setting, seed = trial
+    builder = import_networks()[setting.architecture]
+    code = code_of(train_trial.__name__, getattr(builder, "__name__", ""))
+    given = data_and_versions(options.data_dir, options.quick)
+    return joblib.hash([setting._asdict(), seed, code, given])
 
 
 @functools.cache
-def conditions(data_dir, quick):
+def data_and_versions(data_dir, quick):
     """What all trials depend on besides code: data, libraries and type of machine."""
     versions = [library.__version__ for library in (*import_tensorflow(), np)]
     train, validation, _ = load_data(data_dir, quick)
     return joblib.hash([train, validation, versions, platform.machine()])
 
 
-def train_missing(keys, run_trial, options):
-    """Train the trials that the store lacks. Return {trial: its .h5 file} of all.
+@functools.cache
+def code_of(trainer, builder):
+    """The statements that a trial depends on, as sorted texts.
 
-    `keys` is {(setting, seed): key}. The store is the folder `.trials`, with a file
-    KEY.h5 for each trial. If a worker dies, another one trains what is missing.
+    Found so: take the functions of these names. Each word in their code that the top
+    level of a script defines is followed, and so on. Layout, comments and docstrings do
+    not count. NETWORKS is not followed, as a line for one network is nothing to the
+    others, unless the builder has no name of its own.
     """
+    defined = top_level()
+    names = [trainer, builder if builder in defined else "NETWORKS"]
+    code, seen = set(), {"NETWORKS"} - {*names}
+    while names:
+        name = names.pop()
+        if name not in seen:
+            seen.add(name)
+            for statement in defined.get(name, ()):
+                code.add(ast.unparse(statement))
+                names += words(statement)
+    return sorted(code)
+
+
+@functools.cache
+def top_level():
+    """{name: [the statements that define or change it]} of the three scripts and of the
+    files beside them that they import. The statements have no docstrings."""
+    defined, scripts = {}, [*SCRIPTS]
+    for script in scripts:  # the list grows
+        tree = ast.parse((HERE / f"{script}.py").read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
+                del node.body[0]
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                for name in words(node) - {*scripts}:
+                    if (HERE / f"{name}.py").is_file():
+                        scripts.append(name)
+        for statement in tree.body:
+            for name in names_given(statement):
+                defined.setdefault(name, []).append(statement)
+    return defined
+
+
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def names_given(statement):
+    """The names that a statement of a script's top level defines or may change."""
+    if isinstance(statement, DOCUMENTED):
+        return {statement.name}
+    if isinstance(statement, ast.Assign):
+        return set().union(*map(words, statement.targets))
+    if isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
+        return words(statement.target)
+    # The last of a script starts the program. Any other may change what it names.
+    return words(statement) if "__name__" not in words(statement) else set()
+
+
+def words(tree):
+    """The names in a piece of code: x and f of x.f, and all three of from x import f as
+    g."""
+    names = set()
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "module", "name", "asname"):
+            names.add(getattr(node, field, None))
+    return {name for name in names if isinstance(name, str)}
+
+
+# ------------------------------------------------------------ many trials at a time
+def try_places(options):
+    """Say where the results go, and refuse at once a folder or a cluster that fails."""
+    print(f"Fashion-MNIST: the results go into {options.folder}")
     store = options.folder / ".trials"
     try:
         store.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=store).close()  # to see whether that can be done
+        tempfile.TemporaryFile(dir=store).close()
     except OSError as error:
         raise InputError(f"{error}: name another folder with --output-dir") from None
-    files = {trial: store / f"{key}.h5" for trial, key in keys.items()}
-    missing = [t for t, file in files.items() if options.fresh or not is_whole(file)]
+    if options.cluster:
+        knock(options.cluster)
+    print("TensorFlow starts")
+
+
+def train_missing(trials, train_trial, options, check=None):
+    """Train the trials that the store lacks. Return {trial: its .h5 file} of all.
+
+    A trial is (setting, seed). The store is the folder `.trials`, with a file KEY.h5
+    for each. Before the first training, `check(settings, options)` may refuse those to
+    be trained. If a worker dies, another one trains what is missing.
+    """
+    files = {}
+    for trial in trials:
+        key = trial_key(trial, train_trial, options)
+        files[trial] = options.folder / ".trials" / f"{key}.h5"
+    missing = [trial for trial, path in files.items() if not is_whole(path)]
     print(f"{len(files)} trials, {len(files) - len(missing)} of them trained before")
     if not missing:
         return files
-    print(f"{len(missing)} to train. First, TensorFlow starts.")
-    print("network       dropout learning   batch  seed  val.acc.  done")
+    if check:
+        print("Trying each network on a few images")
+        check(list(dict.fromkeys(setting for setting, _ in missing)), options)
+    print(f"{len(missing)} to train")
+    rows = [("network", "moved", "seed")]
+    for setting, seed in missing:
+        rows.append((setting.label, what_moved(setting, options) or "-", str(seed)))
+    header, *lines = aligned(rows, left=2)
+    lines = dict(zip(missing, lines))
+    print(f"{header}  val.acc.  done")
     for _ in range(5):
         try:
-            train_in_workers(missing, keys, files, run_trial, options)
+            train_in_workers(missing, files, lines, train_trial, options)
             return files
         except futures.BrokenExecutor:
             print("A worker died. Another one trains what is missing.")
     raise InputError("workers died five times: is there memory for --jobs?")
 
 
-def train_in_workers(missing, keys, files, run_trial, options):
+def train_in_workers(missing, files, lines, train_trial, options):
     """Train the trials in `missing`, and remove each from the list when it is done."""
     start_workers = cluster_workers if options.cluster else local_workers
     columns = progress.TimeElapsedColumn(), *progress.Progress.get_default_columns()
     bar = progress.Progress(*columns, disable=not sys.stdout.isatty())
     with start_workers(options) as pool, bar:
-        # Ctrl-C reaches all processes. Only this one shall act on it. `submit` starts
-        # the workers: they ignore Ctrl-C for good if this process ignores it just then.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         running = {}
-        for trial in missing:
-            task = (run_trial, trial, keys[trial], files[trial], options)
-            running[pool.submit(train_and_keep, *task)] = trial
-        signal.signal(signal.SIGINT, handler)
+        with workers_may_start():
+            for trial in missing:
+                task = (train_trial, trial, files[trial], options)
+                running[pool.submit(train_in_worker, *task)] = trial
         finished = futures.as_completed(running)
         for future in bar.track(finished, len(running), description="Training"):
             trial = running[future]
@@ -328,22 +541,40 @@ def train_in_workers(missing, keys, files, run_trial, options):
             if content is not None:
                 write_whole(files[trial], content)
             missing.remove(trial)
-            done = len(files) - len(missing)
-            print(f"{trial_line(*trial, files[trial])}  {done:4}")
+            accuracy = read_histories([files[trial]])["val_accuracy"][0, -1]
+            result = "diverged" if math.isnan(accuracy) else f"{accuracy:.4f}"
+            print(f"{lines[trial]}  {result:8}  {len(files) - len(missing):4}")
 
 
-def train_and_keep(run_trial, trial, key, path, options):
-    """Train one trial, in a worker. On this machine, the worker writes the file. It does
-    not return it: a pool hangs for ever if a worker dies while it sends a large message.
-    A worker of a cluster returns it, as it may have another disk."""
+@contextlib.contextmanager
+def workers_may_start():
+    """What new processes inherit: they ignore Ctrl-C for good, which reaches all
+    processes, as only this one shall act on it. And they do not begin in the working
+    folder, from which Python would import a `socket.py` of the user's."""
+    folder = os.getcwd()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.chdir(HERE)
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        signal.signal(signal.SIGINT, handler)
+
+
+def train_in_worker(train_trial, trial, path, options):
+    """What a worker does: it trains one trial. On this machine, it writes the file. It
+    does not return it: a pool hangs for ever if a worker dies while it sends a large
+    message. A worker of a cluster returns it, as it may have another disk."""
     if options.cluster:
         # Keras draws its layers' seeds from Python's random generator. A Dask thread
         # draws from the same one, and would change them. So Dask gets its own.
         importlib.import_module("dask.sizeof").random = random.Random()
-    own_key, content = run_trial(*trial, options)
-    if own_key != key:
+    # The worker's scripts, data and libraries make the same key, if they are the same.
+    if trial_key(trial, train_trial, options) != path.stem:
         problem = "a worker's scripts, data or libraries are not those of this run"
         raise InputError(f"{problem}: start again (a cluster's workers, too)")
+    train, validation, _ = load_data(options.data_dir, options.quick)
+    content = train_trial(*trial, train, validation)
     if options.cluster:
         return content
     write_whole(path, content)
@@ -357,7 +588,13 @@ def local_workers(options):
     # multiprocessing reads __main__.__spec__, which IPython's %run does not set.
     vars(sys.modules["__main__"]).setdefault("__spec__", None)
     spawn = multiprocessing.get_context("spawn")
-    pool = futures.ProcessPoolExecutor(options.jobs, spawn, prepare_worker)
+    working_folder = (os.getcwd(),)
+    try:
+        pool = futures.ProcessPoolExecutor(
+            options.jobs, spawn, prepare_worker, working_folder
+        )
+    except OSError as error:
+        raise InputError(f"no workers can be started: /dev/shm: {error}") from None
     try:
         yield pool
     except BaseException:
@@ -369,9 +606,10 @@ def local_workers(options):
         pool.shutdown()
 
 
-def prepare_worker():
+def prepare_worker(working_folder):
     """Keep a worker small and silent, and end it with its parent, even if that is
     killed."""
+    os.chdir(working_folder)
     # Keras imports these two if it can, which costs a worker 80 MiB and a second. With
     # None in their place, it can't.
     sys.modules["sklearn"] = sys.modules["matplotlib"] = None
@@ -386,24 +624,34 @@ def prepare_worker():
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-@contextlib.contextmanager
-def cluster_workers(options):
-    """The executor of a Dask cluster. Raises InputError if the cluster fails."""
-    flag = f"--cluster {options.cluster}"
+def knock(address):
+    """Raise InputError if Dask is not installed, or if nothing answers at the address
+    within TIMEOUT. Dask's own client may wait for ever."""
     logging.disable()  # Dask's log lines; its errors reach us as exceptions
     try:
         import distributed
     except ImportError:
-        raise InputError(f"{flag}: pip install dask[distributed] first") from None
-    connection = distributed.comm.connect(options.cluster)
+        problem = f"--cluster {address}: pip install dask[distributed] first"
+        raise InputError(problem) from None
     try:
-        # Knock first, for TIMEOUT at most: Client may wait for ever if no Dask answers.
+        connection = asyncio.wait_for(distributed.comm.connect(address), TIMEOUT)
         with futures.ThreadPoolExecutor(1) as thread:  # a notebook forbids asyncio.run
-            thread.submit(asyncio.run, asyncio.wait_for(connection, TIMEOUT)).result()
-        client = distributed.Client(options.cluster, timeout=TIMEOUT)
+            thread.submit(asyncio.run, connection).result()
     except (OSError, ValueError, distributed.TimeoutError) as error:
         reason = str(error) or "no Dask scheduler answers there"
-        raise InputError(f"{flag}: {reason}") from None
+        raise InputError(f"--cluster {address}: {reason}") from None
+
+
+@contextlib.contextmanager
+def cluster_workers(options):
+    """The executor of a Dask cluster. Raises InputError if the cluster fails."""
+    flag = f"--cluster {options.cluster}"
+    import distributed
+
+    try:
+        client = distributed.Client(options.cluster, timeout=TIMEOUT)
+    except (OSError, ValueError, distributed.TimeoutError) as error:
+        raise InputError(f"{flag}: {error}") from None
     with client:
         if set(client.nthreads().values()) != {1}:
             raise InputError(f"{flag}: start its workers, each with --nthreads 1")
@@ -414,18 +662,52 @@ def cluster_workers(options):
             raise InputError(f"{flag}: {problem}; the same command continues") from None
 
 
-def trial_line(setting, seed, path):
-    """A line for the terminal: what was trained, and its last validation accuracy."""
-    accuracy = read_histories([path])["val_accuracy"][0, -1]
-    result = "diverged" if math.isnan(accuracy) else f"{accuracy:.4f}"
-    rates = f"{setting.dropout_rate:8g} {setting.learning_rate:8g}"
-    return f"{setting.label:12} {rates} {setting.batch_size:7}  {seed:4}  {result:8}"
+@contextlib.contextmanager
+def naming_the_fault(setting, options):
+    """Turn an exception, while a setting is tried, into one line that names the setting
+    and the place: a student's code may raise any."""
+    try:
+        yield
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:  # noqa: BLE001 - a student's code raises any kind
+        problem = str(error)
+        if not isinstance(error, InputError):
+            frames = traceback.extract_tb(error.__traceback__)
+            [*_, last] = [it for it in frames if Path(it.filename).parent == HERE]
+            place = f"{Path(last.filename).name}, line {last.lineno}"
+            problem = f"{type(error).__name__}: {cause(error)} ({place})"
+        moved = what_moved(setting, options)
+        raise InputError(f"{setting.label} {moved}".strip() + f": {problem}") from None
+
+
+def what_moved(setting, options):
+    """The hyperparameters of a setting that the final one has not: "batch size 64"."""
+    moved = []
+    for name, value in setting._asdict().items():
+        if value != getattr(options, name, value):
+            moved.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(moved)
+
+
+def cause(error):
+    """The essential words of an error of Keras's or TensorFlow's, on one line."""
+    text = str(error).strip()
+    if text.startswith("in user code:"):  # what follows lists lines of code
+        text = text.rpartition("\n")[2]
+    text = " ".join(text.split()).rpartition("Exception encountered: ")[2]
+    return f"{printable(text):.300}"
 
 
 def is_whole(path):
-    """Whether the file of a trial can be opened and has its history."""
-    with contextlib.suppress(OSError, KeyError):
-        return bool(read_histories([path]))  # True, or an exception
+    """Whether the file of a trial is there, can be opened and has its history. Raises
+    OSError if it is there and cannot be read."""
+    try:
+        content = io.BytesIO(path.read_bytes())
+    except FileNotFoundError:
+        return False
+    with contextlib.suppress(Exception):  # h5py has many kinds for a damaged file
+        return "val_accuracy" in read_histories([content])
     return False
 
 
@@ -445,37 +727,47 @@ def write_whole(path, content):
 
 
 # ------------------------------------------------------------------- saved models
-def model_file(model, history, description):
+def model_file(model, history, setting, seed, train):
     """The .h5 file of a trained model, as bytes. Every Keras from 2.6 on opens it.
 
     `history` is a list of {metric: value}, one for each epoch; it goes into the group
-    "history". `description` is a dict of strings and numbers; they become attributes of
-    the file, as do the versions of the libraries. Once loaded, the model is compiled as
-    it was trained. The file lacks the optimizer's state, as Keras 3.15 restores that
-    wrongly, and then `fit` fails. Raises OSError.
+    "history". The setting, the seed, the number and a checksum of the training images
+    and the versions of the libraries become attributes. Once loaded, the model is
+    compiled as it was trained. The file lacks the optimizer's state, as Keras 3.15
+    restores that wrongly, and then `fit` fails. Raises OSError.
     """
     tf, keras = import_tensorflow()
-    training = {
-        "loss": "categorical_crossentropy", "metrics": ["accuracy"],
-        "loss_weights": None, "weighted_metrics": None,
-        "optimizer_config": in_keras2_words(keras.optimizers.serialize(model.optimizer)),
-    }  # fmt: skip
+    # As at the end of `fit`. It moves the weights if the optimizer has use_ema.
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    compiled = model.get_compile_config()
+    names = ("loss", "metrics", "loss_weights", "weighted_metrics")
+    training = {name: compiled[name] for name in names}
+    training["optimizer_config"] = {
+        "class_name": type(model.optimizer).__name__,
+        "config": in_keras2_words(model.optimizer.get_config()),
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.h5")
-        # If the disk is full, HDF5 may crash. To write zeros first raises OSError.
-        path.write_bytes(bytes(4 * model.count_params() + 100_000))
         try:
+            # If the disk is full, HDF5 may crash. To write zeros first raises OSError.
+            path.write_bytes(bytes(4 * model.count_params() + 100_000))
             model.save(path, include_optimizer=False)
             with h5py.File(path, "a") as file:
-                layers = json.loads(file.attrs["model_config"])
-                file.attrs["model_config"] = json.dumps(in_keras2_words(layers))
+                layers = in_keras2_words(json.loads(file.attrs["model_config"]))
+                # Keras finds no subclass by its name. Its layers are what counts.
+                sequential = isinstance(model, keras.Sequential)
+                layers["class_name"] = "Sequential" if sequential else "Functional"
+                file.attrs["model_config"] = json.dumps(layers)
                 file.attrs["training_config"] = json.dumps(training)
-                file.attrs.update(description)
+                file.attrs.update(setting._asdict())
+                file.attrs["seed"] = seed
+                file.attrs["training_images"] = len(train[0])
+                file.attrs["training_crc32"] = zlib.crc32(train[0])
                 for library in (tf, keras, np):
                     file.attrs[f"{library.__name__}_version"] = library.__version__
-                for metric in METRICS:
-                    file[f"history/{metric}"] = [epoch[metric] for epoch in history]
-        except RuntimeError as error:  # HDF5's word for a full disk
+                for name in history[0]:
+                    file[f"history/{name}"] = [epoch[name] for epoch in history]
+        except (OSError, RuntimeError) as error:  # HDF5's word for a full disk
             raise OSError(f"{folder}: {error}") from None
         return path.read_bytes()
 
@@ -488,57 +780,95 @@ def in_keras2_words(node):
         return node
     if node.get("class_name") == "DTypePolicy":
         return node["config"]["name"]
+    module = node.get("module") or ""
+    # Keras finds its own layers without these two words, but no schedule of a learning
+    # rate and no class of somebody else's.
+    needless = module.startswith("keras") and "schedules" not in module
     unknown_defaults = {"optional": False, "use_ema": False, "ema_momentum": 0.99}
-    words = {}
+    renamed = {}
     for key, value in node.items():
-        if key in ("module", "registered_name") or value is None:
+        if value is None or (needless and key in ("module", "registered_name")):
             continue
         if key in unknown_defaults and value == unknown_defaults[key]:
             continue
         new_key = "batch_input_shape" if key == "batch_shape" else key
-        words[new_key] = in_keras2_words(value)
-    return words
+        renamed[new_key] = in_keras2_words(value)
+    return renamed
 
 
-def read_histories(paths):
-    """{metric: array of shape (files, epochs)} out of the .h5 files of one setting."""
-    histories = {metric: [] for metric in METRICS}
-    for path in paths:
-        with h5py.File(path) as file:
-            for metric, values in histories.items():
-                values.append(file["history"][metric][:])
-    return {metric: np.array(values) for metric, values in histories.items()}
+def read_histories(files):
+    """{metric: array of shape (files, epochs)} out of the .h5 files of one setting. The
+    loss comes first, then other metrics, then those of validation."""
+    histories = {}
+    for file in files:
+        with h5py.File(file) as content:
+            for metric, values in content["history"].items():
+                histories.setdefault(metric, []).append(values[:])
+    order = sorted(
+        histories, key=lambda it: (it.startswith("val_"), "loss" not in it, it)
+    )
+    return {metric: np.array(histories[metric]) for metric in order}
 
 
-def check_file(label, content):
-    """Raise InputError if a model's file, which is given as bytes, cannot be read."""
+def reopen(content):
+    """The model in an .h5 file of ours, given as bytes, opened as README says. Raises
+    ValueError if its shapes are not those of the data, or if it lacks the accuracy that
+    the study needs."""
+    _, keras = import_tensorflow()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.h5")
         path.write_bytes(content)
-        load_classifier(path, f"the saved file of {label}")
+        if "val_accuracy" not in read_histories([path]):
+            raise ValueError('the study needs metrics=["accuracy", ...]')
+        try:
+            model = keras.models.load_model(path)
+        except Exception as error:  # noqa: BLE001 - Keras raises nearly every kind
+            remedy = "decorate it with @keras.saving.register_keras_serializable()"
+            problem = f"Keras cannot open the saved file ({cause(error)})"
+            raise ValueError(
+                f"{problem}; if it misses your own code, {remedy}"
+            ) from None
+    if (model.input_shape[1:], model.output_shape[1:]) != ((28, 28), (10,)):
+        raise ValueError("a network must make ten outputs of 28 x 28 pixels")
+    return model
 
 
-def load_classifier(path, name=None):
+def load_classifier(path):
     """The Fashion-MNIST classifier in an .h5 or .keras file, as an uncompiled model.
 
-    `name` is what a message calls the file. Keras itself refuses files that carry code
-    or name other files (since 3.12.4). Raises InputError, which says what to do, for
-    those and for all that is no such model.
+    Keras itself refuses files that carry code or name other files (since 3.12.4).
+    Raises InputError, which says what to do, for those and for all other files.
     """
     _, keras = import_tensorflow()
     try:
         check_format(path)
         model = keras.models.load_model(path, compile=False)
         takes, gives = model.input_shape[1:], model.output_shape[1:]
-        if takes not in ((28, 28), (28, 28, 1), (784,)) or gives != (10,):
-            raise InputError(f"it makes {gives} of {takes}, not (10,) of 28 x 28")
+        if takes not in INPUT_SHAPES or len(gives) != 1 or gives[0] < 10:
+            needed = "ten outputs or more of 28 x 28 pixels"
+            raise InputError(f"it makes {gives} of {takes}, not {needed}")
     except Exception as error:  # noqa: BLE001 - Keras and h5py raise nearly every kind
-        cause = " ".join(str(error).split()).rpartition("Exception encountered: ")[2]
-        if "safe_mode" in cause or "unsafe" in cause:
-            cause = "it carries code or names other files: Keras refuses it"
-        problem = f"no model that we can use: {printable(cause):.250}"
-        raise InputError(f"{name or path}: {problem}") from None
+        reason = cause(error)
+        version = version_of(path)
+        if "safe_mode" in reason or "unsafe" in reason:
+            reason = "it carries code or names other files: Keras refuses it"
+        elif version and not isinstance(error, InputError):
+            reason += f"; Keras {printable(version)} wrote it"
+            if not version.startswith("3."):
+                reason += ", and Keras 3 cannot read it: open it with that one"
+        raise InputError(f"{path}: no model that we can use: {reason}") from None
     return model
+
+
+def version_of(path):
+    """The version of Keras that wrote a model's file, or None if it does not say so."""
+    with contextlib.suppress(Exception):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                return json.loads(archive.read("metadata.json"))["keras_version"]
+        with h5py.File(path) as file:
+            return file.attrs["keras_version"]
+    return None
 
 
 def check_format(path):
@@ -564,7 +894,8 @@ def check_format(path):
 def evaluate_files(options, test_model):
     """--evaluate: what saved models are, and how they score. If one cannot be used, the
     others are shown all the same, and the exit status is 2."""
-    *_, test = load_data(options.data_dir, options.quick)
+    print("TensorFlow starts")
+    data = load_data(options.data_dir, options.quick)
     status = 0
     found = sorted(options.folder.glob("models/*"))
     paths = options.evaluate or [path for path in found if path.suffix in MODEL_FILES]
@@ -572,51 +903,86 @@ def evaluate_files(options, test_model):
         raise InputError(f"{options.folder}/models has no models: name some files")
     for path in paths:
         try:
-            evaluate_file(Path(path), test, test_model)
+            evaluate_file(path, data, test_model)
+            if path.resolve() in left_over(options.folder):
+                print("It is left from an earlier run.")
         except InputError as error:
             say_error(error)
             status = 2
     sys.exit(status)
 
 
-def evaluate_file(path, test, test_model):
+def evaluate_file(path, data, test_model):
     """Show a model's layers and scores, and what is unusual about it."""
     from sklearn.metrics import classification_report
 
     _, keras = import_tensorflow()
-    images, y_test = test
+    (x_train, _), _, (images, y_test) = data
     model = load_classifier(path)
-    describe(path, model)
-    scores, probabilities = test_model(model, test)
-    if probabilities.min() < 0:
-        print("Its outputs are logits. Softmax makes probabilities of them.")
+    describe(path, model, x_train)
+    x, shape = images / np.float32(255), model.input_shape[1:]
+    # A model with more than ten outputs gets labels of that length.
+    more = model.output_shape[-1] - y_test.shape[1]
+    test = in_shape(images, shape), np.pad(y_test, [(0, 0), (0, more)])
+    scores, outputs = test_model(model, test)
+    if not np.isfinite([*scores.values()]).all():
+        print("It has diverged: a weight or an output is NaN or infinite.")
+        return
+    if outputs.min() < 0 or not np.allclose(outputs.sum(axis=1), 1, atol=0.01):
+        what = "logits" if outputs.min() < 0 else "numbers that do not add up to 1"
+        print(f"Its outputs are {what}. Softmax makes probabilities of them.")
         model = keras.Sequential([model, keras.layers.Softmax()])
-        scores, probabilities = test_model(model, test)
+        scores, outputs = test_model(model, test)
+    labels, predicted = y_test.argmax(axis=1), outputs.argmax(axis=1)
     table = classification_report(
-        y_test.argmax(axis=1), probabilities.argmax(axis=1), labels=range(10),
-        target_names=CLASS_NAMES, zero_division=0,
-    )  # fmt: skip
+        labels, predicted, labels=range(10), target_names=CLASS_NAMES, zero_division=0
+    )
     print(table)
     numbers = [f"{name} {value:.4f}" for name, value in scores.items()]
     print(f"{len(images):,} test images:", *numbers)
-    # `test_model` divides pixels by 255: here the network gets those from 0 to 255.
-    raw_scores, _ = test_model(model, (images * np.float32(255), y_test))
-    if raw_scores["accuracy"] >= scores["accuracy"] + 0.05:
-        accuracy = f"{raw_scores['accuracy']:.4f}"
-        print(f"It was trained on pixels from 0 to 255: on those, accuracy {accuracy}")
+    mean, deviation = x_train.mean() / 255, x_train.std(dtype="float32") / 255
+    scaled = {
+        "pixels from 0 to 255": x * 255,
+        "pixels from -1 to 1": x * 2 - 1,
+        "standardized pixels (mean 0, deviation 1)": (x - mean) / deviation,
+    }
+    accuracies = {}
+    for name, pixels in scaled.items():
+        pixels = in_shape(pixels.astype("float32"), shape)
+        outputs = model.predict(pixels, batch_size=1000, verbose=0)
+        accuracies[name] = np.mean(outputs.argmax(axis=1) == labels)
+    best = max(accuracies, key=accuracies.get)
+    if accuracies[best] >= np.mean(predicted == labels) + 0.05:
+        print(f"It was trained on {best}: on those, accuracy {accuracies[best]:.4f}")
 
 
-def describe(path, model):
+def in_shape(images, shape):
+    """Images of shape (n, 28, 28) in a model's input shape. Colours are grey thrice."""
+    if shape[-1] == 3:
+        images = np.repeat(images[..., None], 3, axis=-1)
+    return images.reshape(-1, *shape)
+
+
+def describe(path, model, x_train):
     """Print the layers of a model and what its .h5 file says of its training."""
     print(f"\n{path}")
-    print(f"{'layer':20} {'kind':18} {'output':>12}  {'':18} {'weights':>9}")
-    for layer in layer_table(model):
-        print(printable("{:20} {:18} {!s:>12}  {:18} {:9,}".format(*layer)))
+    rows = [("layer", "kind", "output", "", "weights")]
+    for name, kind, shape, does, weights in layer_table(model):
+        rows.append((name, kind, str(shape), does, f"{weights:,}"))
+    for line in aligned(rows, left=4):
+        print(printable(line))
     if h5py.is_hdf5(path):
         with h5py.File(path) as file:
-            for name, value in file.attrs.items():
-                if name not in ("model_config", "training_config", "backend"):
-                    print(printable(f"{name:20} {value}"))
+            about = dict(file.attrs)
+        for name, value in about.items():
+            if name not in ("model_config", "training_config", "backend"):
+                print(printable(f"{name:20} {value}"))
+        ours = {"training_images": len(x_train), "training_crc32": zlib.crc32(x_train)}
+        if any(about.get(name, value) != value for name, value in ours.items()):
+            print("It was trained on other images than those of this command. To test")
+            print(
+                "it as its run did, name that run's --data-dir, and --quick if it had it."
+            )
 
 
 def layer_table(model):
@@ -640,26 +1006,40 @@ def layer_table(model):
 
 # -------------------------------------------------------------- the tables and plots
 def mean_and_spread(values):
-    """Mean, standard deviation and standard error over the seeds, the first axis. The
-    spread of a single seed is not known: NaN."""
-    values = np.array(values)
-    single = len(values) == 1
-    # A NaN for each value, if there is a single seed.
-    deviation = values[0] * math.nan if single else values.std(axis=0, ddof=1)
-    return values.mean(axis=0), deviation, deviation / math.sqrt(len(values))
+    """Mean, standard deviation and standard error over the seeds, the first axis. A NaN
+    is a seed that diverged, and does not count. The spread of one seed is NaN."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of columns that are all NaN
+        mean = np.nanmean(values, axis=0)
+        deviation = np.nanstd(values, axis=0, ddof=1)
+    return mean, deviation, deviation / np.sqrt(np.isfinite(values).sum(axis=0))
+
+
+def aligned(rows, left=1):
+    """Rows of texts as lines, each column as wide as its widest text. The first `left`
+    columns stand on the left, the others on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for row in rows:
+        cells = []
+        for number, (text, width) in enumerate(zip(row, widths)):
+            cells.append(text.ljust(width) if number < left else text.rjust(width))
+        lines.append("  ".join(cells))
+    return lines
 
 
 def write_csv(path, rows):
-    """A list of dicts with the same keys as a table."""
+    """A list of dicts as a table. What a dict lacks is left empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    names = dict.fromkeys(itertools.chain(*rows))
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_whole(path, text.getvalue().encode())
 
 
 def write_tables(folder, histories, results, study, seeds):
-    """history.csv, results.csv and, if there is a study, study.csv."""
+    """models/history.csv, results.csv and, if there is a study, study.csv."""
     history_rows = []
     result_rows = []
     for setting, history in histories.items():
@@ -670,57 +1050,106 @@ def write_tables(folder, histories, results, study, seeds):
                 history_rows.append({**trial, "epoch": epoch + 1, **values})
             if setting in results:
                 scores, _ = results[setting][number]
-                result_rows.append({"model": setting.model_name, **trial, **scores})
-    write_csv(folder / "history.csv", history_rows)
-    write_csv(folder / "results.csv", result_rows)
+                result_rows.append(
+                    {"model": f"model_{setting.suffix}", **trial, **scores}
+                )
+    write_csv(folder / "models/history.csv", history_rows)
+    write_csv(folder / "models/results.csv", result_rows)
     if study:
-        write_csv(folder / "study.csv", study)
-    elif (folder / "study.csv").exists():
-        print("models/study.csv and its plot are left from an earlier run")
+        write_csv(folder / "models/study.csv", study)
+
+
+def left_over(folder):
+    """The models and pictures in a run's folder of networks that its results.csv does
+    not have: those of an earlier run."""
+    table = folder / "models/results.csv"
+    if not table.exists():
+        return []
+    with open(table, newline="") as file:
+        networks = {row["architecture"] for row in csv.DictReader(file)}
+    named = "(model|confusion_matrix)_(.+)_[01]|(architecture|hyperparameters)_(.+)"
+    left = []
+    for path in sorted([*folder.glob("models/*.h5"), *folder.glob("plots/*.png")]):
+        match = re.fullmatch(named, path.stem)
+        if match and (match[2] or match[4]) not in networks:
+            left.append(path)
+    return left
+
+
+def report_files(folder, study):
+    """Say where the files are, and which of them are an earlier run's."""
+    left = left_over(folder)
+    if not study:
+        left += [
+            folder / "models/study.csv",
+            *folder.glob("plots/hyperparameters_*.png"),
+        ]
+    left = {path.name for path in left if path.exists()}
+    if left:
+        print("Left from an earlier run:", ", ".join(sorted(left)))
+    print(f"The files are in models/ and plots/ of {folder}")
 
 
 def report_study(study):
-    """Print a line for each value of the study: left without L2, right with it."""
+    """Print a line for each value of the study, without L2 and with it."""
+    seeds = max([row["seeds"] for row in study], default=0)
     for architecture in dict.fromkeys(row["architecture"] for row in study):
-        print(f"\nStudy of {architecture.title()}: validation accuracy, its difference")
-        print("from the final setting's; left without L2, right with L2")
-        lines = {}  # {hyperparameter and value: {use_regularizer: cell}}
-        for row in study:
-            if row["architecture"] == architecture:
-                name = f"{row['hyperparameter'].split('_')[0]:8} {row['value']:<6g}"
-                cell = f" {row['val_accuracy']:.4f} {row['difference']:+.4f}"
-                if row["seeds"] > 1:
-                    cell += f"±{row['standard_error']:.4f}"
-                lines.setdefault(name, {})[row["use_regularizer"]] = cell
-        for name, cells in lines.items():
-            print(name + cells[False] + cells[True])
-    if study and study[0]["seeds"] == 1:
+        print(f"\nStudy of {architecture.title()}: validation accuracy, and its")
+        print("difference from the final setting's")
+        of_network = [row for row in study if row["architecture"] == architecture]
+        cells = {}  # {(hyperparameter, value): {use_regularizer: text}}
+        notes = []
+        for row in of_network:
+            name, value = row["hyperparameter"].replace("_", " "), row["value"]
+            cell = f"{row['val_accuracy']:.4f} {row['difference']:+.4f}"
+            if row["seeds"] > 1:
+                cell += f"±{row['standard_error']:.4f}"
+            if row["seeds"] < seeds:
+                cell = "diverged" if row["seeds"] == 0 else cell
+                which = f"{name} {value}" + ", L2" * row["use_regularizer"]
+                notes.append(f"{which}: {seeds - row['seeds']} of {seeds} diverged")
+            cells.setdefault((name, value), {})[row["use_regularizer"]] = cell
+        rows = [("", "without L2", "with L2")]
+        for name in dict.fromkeys(name for name, _ in cells):
+            rows.append((name, "", ""))
+            for (moved, value), cell in cells.items():
+                if moved == name:
+                    rows.append((f"  {value}", cell[False], cell[True]))
+        print(*aligned(rows), *notes, sep="\n")
+    if seeds == 1:
         print("One seed: small differences may be chance.")
 
 
 def report_results(results):
     """The test results: means over the seeds and, below, standard deviations."""
-    scores = {}  # {label: array of shape (seeds, scores)}
+    names = [*next(iter(results.values()))[0][0]]  # the same for each model and seed
+    rows = [("Test results", *names)]
+    accuracies = {}  # {(architecture, use_regularizer): array of shape (seeds,)}
+    diverged = []
     for setting, tested in results.items():
-        scores[setting.label] = np.array([[*row.values()] for row, _ in tested])
-    names, seeds = [*tested[0][0]], len(tested)  # the same for each setting
-    line = "{:12} {:>8} {:>8} {:>9} {:>8} {:>8}"
-    print("\n" + line.format("Test results", *names))
-    for label, by_seed in scores.items():
+        by_seed = np.array([[*scores.values()] for scores, _ in tested])
+        seeds = len(by_seed)
         means, deviations, _ = mean_and_spread(by_seed)
         cells = [f"{mean:.4f}".replace("nan", "diverged") for mean in means]
-        print(line.format(label, *cells))
+        rows.append((setting.label, *cells))
         if seeds > 1:
-            print(line.format("", *[f"±{deviation:.4f}" for deviation in deviations]))
+            rows.append(("", *[f"±{deviation:.4f}" for deviation in deviations]))
+        lost = np.isnan(by_seed[:, 0]).sum()
+        if 0 < lost < seeds:
+            diverged.append(f"{setting.label}: {lost} of {seeds} seeds diverged")
+        if "accuracy" in names:
+            network = (setting.architecture, setting.use_regularizer)
+            accuracies[network] = by_seed[:, names.index("accuracy")]
+    print("", *aligned(rows), *diverged, sep="\n")
     print("The loss is cross-entropy + L2 penalty.")
     if seeds > 1:
-        accuracy = names.index("accuracy")
-        plain = [setting.label for setting in results if not setting.use_regularizer]
-        pairs = [*itertools.combinations(plain, 2), *((x, f"{x} + L2") for x in plain)]
+        plain = [network for network in accuracies if not network[1]]
+        pairs = [*itertools.combinations(plain, 2)]
+        pairs += [((name, False), (name, True)) for name, _ in plain]
         for one, other in pairs:
-            differences = scores[one][:, accuracy] - scores[other][:, accuracy]
-            mean, _, error = mean_and_spread(differences)
-            print(f"{one} - {other}: {mean:+.4f}, standard error {error:.4f}")
+            mean, _, error = mean_and_spread(accuracies[one] - accuracies[other])
+            names = [name.title() + " + L2" * with_l2 for name, with_l2 in (one, other)]
+            print(f"{' - '.join(names)}: {mean:+.4f}, standard error {error:.4f}")
 
 
 BLUE, ORANGE, RED = "#00508c", "#f0a000", "#b00000"
@@ -731,34 +1160,44 @@ LOOKS = {  # use_regularizer: told apart by the colour blind and in greyscale
 
 
 def draw(options, histories, results, study, test):
-    """All plots. A model's show the first seed; the predictions are those of the model
-    that is best in validation."""
+    """All plots, with matplotlib's own settings in place of the user's. A model's show
+    the first seed. The predictions are of the model that is best in validation."""
+    import matplotlib.style
+
     images, labels = test[0], test[1].argmax(axis=1)
     seed = f", seed {options.seed}" if options.repeats > 1 else ""
-    figures = {"accuracy_and_loss": plot_training({s: histories[s] for s in results})}
-    for setting, tested in results.items():
-        scores, probabilities = tested[0]
-        title = f"{setting.label}{seed}: test accuracy {scores['accuracy']:.2%}"
-        figure = plot_confusion_matrix(title, labels, probabilities)
-        figures[setting.model_name.replace("model", "confusion_matrix")] = figure
-        if setting.use_regularizer:
-            continue  # what follows is drawn once for each network
-        network = setting.architecture
-        model = load_classifier(options.folder / f"models/{setting.model_name}.h5")
-        figures[f"architecture_{network}"] = plot_architecture(model)
-        rows = [row for row in study if row["architecture"] == network]
-        if rows:
-            figures[f"hyperparameters_{network}"] = plot_hyperparameters(rows, setting)
-    reached = {s: histories[s]["val_accuracy"][:, -1].mean() for s in results}
-    best = max(reached, key=lambda setting: np.nan_to_num(reached[setting]))
-    _, probabilities = results[best][0]
-    title = f"{best.label}{seed}"
-    figures["predictions"] = plot_predictions(title, images, labels, probabilities)
-    for name, figure in figures.items():
-        if options.quick:
-            note = "A quick run: differences of 3 points may be chance."
-            figure.supxlabel(note, fontsize="medium", color=RED)
-        save_figure(figure, options.folder / f"plots/{name}.png")
+    with matplotlib.style.context("default"):
+        figures = {
+            "accuracy_and_loss": plot_training({s: histories[s] for s in results})
+        }
+        for setting, tested in results.items():
+            scores, probabilities = tested[0]
+            title = f"{setting.label}{seed}"
+            if "accuracy" in scores:
+                title += f": test accuracy {scores['accuracy']:.2%}"
+            figure = plot_confusion_matrix(title, labels, probabilities)
+            figures[f"confusion_matrix_{setting.suffix}"] = figure
+            if setting.use_regularizer:
+                continue  # what follows is drawn once for each network
+            network = setting.architecture
+            model = load_classifier(
+                options.folder / f"models/model_{setting.suffix}.h5"
+            )
+            figures[f"architecture_{network}"] = plot_architecture(model, network)
+            rows = [row for row in study if row["architecture"] == network]
+            if rows:
+                figure = plot_hyperparameters(rows, setting)
+                figures[f"hyperparameters_{network}"] = figure
+        reached = {it: histories[it]["val_accuracy"][0, -1] for it in results}
+        best = max(reached, key=lambda setting: np.nan_to_num(reached[setting]))
+        _, probabilities = results[best][0]
+        title = f"{best.label}{seed}"
+        figures["predictions"] = plot_predictions(title, images, labels, probabilities)
+        for name, figure in figures.items():
+            if options.quick:
+                note = "A quick run: differences of 3 points may be chance."
+                figure.supxlabel(note, fontsize="medium", color=RED)
+            save_figure(figure, options.folder / f"plots/{name}.png")
 
 
 def new_figure(rows, columns, size, title, sharey="none"):
@@ -773,27 +1212,28 @@ def new_figure(rows, columns, size, title, sharey="none"):
 def save_figure(figure, path):
     """Write a figure as a PNG file."""
     picture = io.BytesIO()
-    figure.savefig(picture)
+    figure.savefig(picture, format="png")
     write_whole(path, picture.getvalue())
 
 
-def plot_architecture(model):
+def plot_architecture(model, name=None):
     """A network as a diagram: a bar for each layer, as wide as its output."""
     rows = [("", "Input", model.input_shape[1:], "", 0), *layer_table(model)]
     size = f"{model.count_params():,} weights"
-    title = f"{model.name.title()}: {size} (width: log of the outputs)"
+    title = f"{(name or model.name).title()}: {size} (width: log of the outputs)"
     figure, [ax] = new_figure(1, 1, (7, 0.42 * len(rows) + 0.8), title)
-    # Bars are at most 10 wide, as 2**10 > 784. Texts start 5.3 from the middle.
+    widths = [math.log2(math.prod(shape)) for _, _, shape, _, _ in rows]
+    edge = max(widths) / 2 + 0.5  # where the texts start, from the middle
     for row, (_, kind, shape, words, weights) in enumerate(rows):
-        width = math.log2(math.prod(shape))
         color = BLUE if weights else ORANGE if kind == "Dropout" else "#707070"
         ink = "black" if color == ORANGE else "white"
-        ax.barh(-row, width, left=-width / 2, height=0.7, color=color)
+        left = -widths[row] / 2
+        ax.barh(-row, widths[row], left=left, height=0.7, color=color)
         size = " x ".join(map(str, shape))
         ax.text(0, -row, size, ha="center", va="center", color=ink, weight="bold")
-        ax.text(-5.3, -row, f"{kind} {words}".strip(), ha="right", va="center")
-        ax.text(5.3, -row, f"{weights:,} weights" if weights else "", va="center")
-    ax.set(xlim=(-10.5, 9.5))
+        ax.text(-edge, -row, f"{kind} {words}".strip(), ha="right", va="center")
+        ax.text(edge, -row, f"{weights:,} weights" if weights else "", va="center")
+    ax.set(xlim=(-edge - 5.2, edge + 4.2))
     ax.axis("off")
     return figure
 
@@ -803,8 +1243,9 @@ def plot_hyperparameters(study, final):
 
     `study` are the network's rows of study.csv, `final` is its final setting.
     """
-    spread = f"mean and standard deviation of {study[0]['seeds']} seeds"
-    if study[0]["seeds"] == 1:
+    seeds = max(row["seeds"] for row in study)
+    spread = f"mean and standard deviation of {seeds} seeds"
+    if seeds == 1:
         spread = "one seed: small differences may be chance"
     network = final.architecture.title()
     title = f"{network}, one hyperparameter moved at a time ({spread})"
@@ -816,17 +1257,18 @@ def plot_hyperparameters(study, final):
     shared_axis = axes[names.index("epochs")]
     for ax, name in zip(axes, names):
         rows = [row for row in study if row["hyperparameter"] == name]
-        values = sorted({row["value"] for row in rows})
+        values = list(dict.fromkeys(row["value"] for row in rows))
         for use_regularizer, look in LOOKS.items():
             curve = [row for row in rows if row["use_regularizer"] == use_regularizer]
             # Evenly spaced, and the curves a little apart, so that nothing overprints.
-            x = np.arange(len(values)) + (0.03 if use_regularizer else -0.03)
+            x = np.array([values.index(row["value"]) for row in curve])
+            x = x + (0.03 if use_regularizer else -0.03)
             y = [row["val_accuracy"] for row in curve]
             deviations = [row["standard_deviation"] for row in curve]
             ax.errorbar(x, y, deviations, marker="o", capsize=3, **look)
         position = values.index(getattr(final, name))
         ax.axvline(position, color="grey", linestyle=":", label="final models' setting")
-        ax.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        ax.set_xticks(range(len(values)), [str(value) for value in values])
         ax.set(xlabel=name.replace("_", " "), ylabel="validation accuracy")
         ax.grid(alpha=0.3)
         if name == "learning_rate":  # 0.01 would flatten the curves of the others
@@ -838,18 +1280,19 @@ def plot_hyperparameters(study, final):
 
 
 def plot_training(histories):
-    """Accuracy and loss over the epochs, a row for each network.
+    """Each metric over the epochs, in training and validation, a row for each network.
 
     `histories` is {setting: {metric: array of shape (seeds, epochs)}}.
     """
     seeds = len(next(iter(histories.values()))["loss"])
     spread = f" (mean of {seeds} seeds, bands: standard deviation)" if seeds > 1 else ""
     networks = list(dict.fromkeys(setting.architecture for setting in histories))
-    size = (10, 4.3 * len(networks) + 0.4)
+    names = {name.removeprefix("val_") for name in itertools.chain(*histories.values())}
+    metrics = sorted(names)  # the accuracy on the left, the loss beside it
+    size = (5 * len(metrics), 4.3 * len(networks) + 0.4)
     title = f"The networks in training{spread}"
-    figure, axes = new_figure(len(networks), 2, size, title, sharey="col")
-    y_labels = {"accuracy": "accuracy", "loss": "loss (cross-entropy + L2 penalty)"}
-    panels = dict(zip(itertools.product(networks, y_labels), axes))
+    figure, axes = new_figure(len(networks), len(metrics), size, title, sharey="col")
+    panels = dict(zip(itertools.product(networks, metrics), axes))
     for setting, history in histories.items():
         look = LOOKS[setting.use_regularizer]
         for name, runs in history.items():
@@ -864,7 +1307,8 @@ def plot_training(histories):
             low, high = mean - deviation, mean + deviation
             ax.fill_between(epochs, low, high, color=look["color"], alpha=0.2)
     for (network, metric), ax in panels.items():
-        ax.set(xlabel="epoch", ylabel=y_labels[metric], title=network.title())
+        name = "loss (L2 penalty included)" if metric == "loss" else metric
+        ax.set(xlabel="epoch", ylabel=name, title=network.title())
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.grid(alpha=0.3)
     axes[0].legend()
@@ -903,12 +1347,13 @@ def plot_predictions(title, images, labels, probabilities):
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
     title = f"{title}: test images it gets right; below, its most confident mistakes"
     figure, axes = new_figure(2, 6, (11, 5.6), title)
-    for ax, i in zip(axes, [*right[:6], *wrong[:6]]):
-        ax.imshow(images[i], cmap="gray")  # as the network sees it: light on black
-        true = CLASS_NAMES[labels[i]]
-        guess = CLASS_NAMES[predicted[i]]
-        text = f"true: {true}\npredicted: {guess}\nconfidence: {confidence[i]:.1%}"
-        ax.set_title(text, fontsize=9, color="black" if i in right else RED)
     for ax in axes:
         ax.axis("off")
+    for row, color, shown in ((axes[:6], "black", right), (axes[6:], RED, wrong)):
+        for ax, i in zip(row, shown):
+            ax.imshow(images[i], cmap="gray")  # as the network sees it: light on black
+            true = CLASS_NAMES[labels[i]]
+            guess = CLASS_NAMES[predicted[i]]
+            text = f"true: {true}\npredicted: {guess}\nconfidence: {confidence[i]:.1%}"
+            ax.set_title(text, fontsize=9, color=color)
     return figure

@@ -2,8 +2,9 @@
 
 import functools
 import gzip
-import importlib
+import importlib.util
 import os
+import shutil
 import struct
 import sys
 from pathlib import Path
@@ -19,15 +20,14 @@ def pytest_configure(config):
 
 
 PROJECT = Path(__file__).resolve().parent.parent
+SCRIPTS = ("main-FMNIST.py", "model-FMNIST.py", "util-FMNIST.py")
 sys.path.insert(0, str(PROJECT))
 sys.dont_write_bytecode = True  # here and in the processes that tests start
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 # Keras has the project's settings. Processes that tests start must make these themselves.
-environment = dict(os.environ)
-importlib.import_module("util-FMNIST").import_tensorflow()[0].constant(0)
-os.environ.clear()
-os.environ.update(environment)
+with importlib.import_module("util-FMNIST").left_as_found():
+    importlib.import_module("util-FMNIST").import_tensorflow()[0].constant(0)
 
 util, model, main = (
     pytest.fixture(lambda name=name: importlib.import_module(name), scope="session")
@@ -41,10 +41,24 @@ def make_trial(main):
     pair (setting, seed)."""
 
     def make(architecture="tyler", seed=0, **values):
-        setting = main.Setting(architecture, False, 0.3, 0.001, batch_size=64, epochs=1)
-        return setting._replace(**values), seed
+        short = {**main.FINAL, "batch_size": 64, "epochs": 1}
+        return main.Setting(architecture, False, **short)._replace(**values), seed
 
     return make
+
+
+@pytest.fixture(scope="session")
+def edit_main(tmp_path_factory):
+    """edit_main({old text: new text}) is main-FMNIST.py as somebody edits it."""
+
+    def edit(changes):
+        folder = copy_scripts(tmp_path_factory.mktemp("edited"), {SCRIPTS[0]: changes})
+        path = folder / SCRIPTS[0]
+        spec = importlib.util.spec_from_file_location("edited", path)
+        spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+        return module
+
+    return edit
 
 
 @pytest.fixture(scope="session")
@@ -87,3 +101,22 @@ def write_idx(path, array):
     """Write an array as a gzipped IDX file."""
     header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
     path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes(), 1))
+
+
+def edited(text, changes):
+    """A text in which each key of `changes`, found once, is replaced by its value."""
+    for old, new in changes.items():
+        assert text.count(old) == 1, f"{text.count(old)} times: {old}"
+        text = text.replace(old, new)
+    return text
+
+
+def copy_scripts(folder, changes):
+    """Copy the scripts into a folder. `changes` is {script: {old text: new text}}."""
+    folder.mkdir(exist_ok=True)
+    for script in SCRIPTS:
+        shutil.copy(PROJECT / script, folder)
+        text = (PROJECT / script).read_text(encoding="utf-8")
+        text = edited(text, changes.get(script, {}))
+        (folder / script).write_text(text, encoding="utf-8")
+    return folder

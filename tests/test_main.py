@@ -24,13 +24,12 @@ from unittest import mock
 import h5py
 import numpy as np
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, SCRIPTS, copy_scripts
 from PIL import Image
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 MODELS_DIR = PROJECT / "models"
 SCRIPT = "main-FMNIST.py"
-SCRIPTS = {SCRIPT, "model-FMNIST.py", "util-FMNIST.py"}
 NETWORKS = ("Tyler", "Tyler + L2", "Jackson", "Jackson + L2")
 SCORES = ("loss", "accuracy", "precision", "recall", "f1")
 STUDY = {"dropout_rate": (0.1,), "learning_rate": (0.003,), "batch_size": (96,)}
@@ -48,13 +47,18 @@ data = pytest.fixture(lambda util, small: util.load_data(small[-1]), scope="sess
 
 
 @contextlib.contextmanager
-def started(*arguments, script=PROJECT / SCRIPT, **options):
+def started(*arguments, script=PROJECT / SCRIPT, limit=None, **options):
     """The program as a process with a session of its own, which ends with the block."""
     command = [sys.executable, str(script), *map(str, arguments)]
     options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
     # What runs in a shell's background has been told to ignore Ctrl-C.
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    options |= {"start_new_session": True, "preexec_fn": heed}
+    def prepare():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if limit:
+            limit()
+
+    options |= {"start_new_session": True, "preexec_fn": prepare}
     with subprocess.Popen(command, **options) as process:
         try:
             yield process
@@ -98,21 +102,9 @@ def call(main, capsys):
 
 @pytest.fixture
 def without_workers(main, util, monkeypatch):
-    """To start workers takes longer than small trials do."""
+    """To start workers, and to try networks, takes longer than small trials do."""
     monkeypatch.setattr(util, "local_workers", lambda _: futures.ThreadPoolExecutor(1))
-    monkeypatch.setattr(main, "check_networks", lambda *_: None)
-
-
-def copy_scripts(folder, script, pattern, replacement):
-    """Copy the scripts into a folder, and edit one of them."""
-    folder.mkdir(exist_ok=True)
-    for name in SCRIPTS:
-        shutil.copy(PROJECT / name, folder)
-    text = (folder / script).read_text()
-    edited, count = re.subn(pattern, replacement, text, flags=re.DOTALL)
-    assert count == 1
-    (folder / script).write_text(edited)
-    return folder
+    monkeypatch.setattr(main, "check_settings", lambda *_: None)
 
 
 def description(path):
@@ -141,28 +133,52 @@ def assert_same(ours, theirs, pattern="models/model_*.h5"):
         assert path.read_bytes() == (theirs / path.relative_to(ours)).read_bytes()
 
 
-def test_the_study_moves_one_published_value_at_a_time(main):
+PUBLISHED = {
+    "dropout_rate": 0.3,
+    "learning_rate": 0.001,
+    "batch_size": 128,
+    "epochs": 50,
+}
+
+
+def test_the_study_moves_one_published_value_at_a_time(main, monkeypatch):
     options = main.parse_options([])
     finals = main.final_settings(options)
-    assert [setting.label for setting in finals] == [*NETWORKS]
-    assert {setting[2:] for setting in finals} == {(0.3, 0.001, 128, 50)}
+    assert [setting.label for setting in finals[:4]] == [*NETWORKS]
+    for setting in finals:
+        assert PUBLISHED.items() <= setting._asdict().items()
     assert (options.seed, options.repeats, main.STUDIED) == (0, 1, ("tyler",))
     values = {
         "dropout_rate": [0.1, 0.2, 0.3, 0.4, 0.5],
         "learning_rate": [0.0001, 0.0003, 0.001, 0.003, 0.01],
         "batch_size": [32, 64, 128, 256, 512],
+        "epochs": [10, 20, 30, 40, 50],
     }
     moved = main.study_settings(finals[0])
-    assert [*moved] == [(name, x) for name in values for x in values[name]]
-    for (name, value), setting in moved.items():
-        assert setting == finals[0]._replace(**{name: value})
+    points = [(name, x) for name in values for x in values[name]]
+    assert [it for it in moved if it[0] in values] == points
+    for name, value in points:
+        value = 50 if name == "epochs" else value  # fewer are on the way to 50
+        assert moved[name, value] == finals[0]._replace(**{name: value})
     assert ("batch_size", 96) in main.study_settings(finals[0]._replace(batch_size=96))
-    histories = {it: {"val_accuracy": np.eye(50)} for it in moved.values()}
-    study = main.study_rows(finals[:1], histories)
-    assert [row["value"] for row in study[-5:]] == [10, 20, 30, 40, 50]
     named = "--dropout-rate 0.2 --learning-rate 0.002 --batch-size 96 --epochs 7"
     named = main.final_settings(main.parse_options(named.split()))
-    assert {setting[2:] for setting in named} == {(0.2, 0.002, 96, 7)}
+    for setting in named:
+        assert setting._asdict().items() >= {*zip(PUBLISHED, (0.2, 0.002, 96, 7))}
+    monkeypatch.setattr(main, "STUDY", {"epochs": (80, 20)})
+    moved = main.study_settings(finals[0])
+    assert [(it, x.epochs) for it, x in moved.items()] == [
+        (("epochs", 20), 50), (("epochs", 50), 50), (("epochs", 80), 80),
+    ]  # fmt: skip
+    histories = {}
+    for setting in moved.values():
+        histories[setting] = {
+            "val_accuracy": np.arange(1, setting.epochs + 1)[None] / 100
+        }
+    study = main.study_rows(finals[:1], histories)
+    assert [row["val_accuracy"] for row in study] == [0.2, 0.5, 0.8]
+    differences = [row["difference"] for row in study]
+    assert differences == pytest.approx([-0.3, 0, 0.3])
 
 
 @pytest.mark.usefixtures("whole_begun")  # it runs beside this
@@ -190,14 +206,44 @@ def test_training_starts_as_published(
     assert 0.82 < history["val_accuracy"][-1] < 0.88
 
 
-@pytest.mark.parametrize("network, with_l2", [("tyler", False), ("jackson", True)])
+PLAIN = 'loss="categorical_crossentropy",\n        metrics=["accuracy"],'
+SMOOTH = "loss=keras.losses.CategoricalCrossentropy(label_smoothing=0.1),"
+TOP3 = 'metrics=["accuracy", keras.metrics.TopKCategoricalAccuracy(3, "top3")],'
+
+
+@pytest.mark.parametrize(
+    "network, with_l2, words, adam, own_step",
+    [
+        ("tyler", False, PLAIN, {}, False),
+        ("jackson", True, f'loss="categorical_crossentropy", {TOP3}', {}, False),
+        ("tyler", True, f"{SMOOTH} metrics=['accuracy'],", {"clipnorm": 0.1}, False),
+        ("tyler", False, PLAIN, {"weight_decay": 10}, True),
+    ],
+)
 def test_a_trial_does_the_arithmetic_of_fit(
-    main, util, make_trial, data, tmp_path, network, with_l2
-):
+    model, util, make_trial, edit_main, data, tmp_path, monkeypatch,
+    network, with_l2, words, adam, own_step,
+):  # fmt: skip
     """Without dropout, all chance is in the first weights and in the order of the images,
-    which is new in each epoch. The last batch of 600 images is smaller."""
+    which is new in each epoch. The last batch of 600 images is smaller. A metric, a loss
+    and a training step that somebody writes have their usual place."""
     import keras
 
+    class OwnStep(keras.Sequential):
+        def train_step(self, batch):
+            images, labels = batch
+            return super().train_step((images, labels[:, ::-1]))
+
+    if own_step:
+        build = model.NETWORKS[network]
+
+        def with_own_step(**values):
+            return OwnStep(build(**values).layers)
+
+        monkeypatch.setitem(model.NETWORKS, network, with_own_step)
+    rate = "util.adam(setting.learning_rate)"
+    changes = {PLAIN: words, rate: f"{rate[:-1]}, **{adam})"}
+    main = edit_main(changes)
     (images, labels), (x_val, y_val), _ = data
     images, x_val = images / np.float32(255), x_val / np.float32(255)
     values = {"learning_rate": 0.0005, "batch_size": 250, "epochs": 2}
@@ -207,13 +253,15 @@ def test_a_trial_does_the_arithmetic_of_fit(
     path.write_bytes(main.train_trial(setting, seed, *data[:2]))
     keras.utils.set_random_seed(3)
     theirs, random = main.build_network(setting), np.random.default_rng(3)
-    adam = keras.optimizers.Adam(0.0005)
-    theirs.compile(adam, "categorical_crossentropy", metrics=["accuracy"])
+    compiled = eval(f"dict({words})", {"keras": keras})
+    theirs.compile(keras.optimizers.Adam(0.0005, **adam), **compiled)
     options = {"validation_data": (x_val, y_val), "shuffle": False, "verbose": 0}
+    histories = util.read_histories([path])
     for epoch in range(2):
         order = random.permutation(600)
         fit = theirs.fit(images[order], labels[order], 250, **options)
-        for metric, [ours] in util.read_histories([path]).items():
+        assert {*fit.history} == {*histories}
+        for metric, [ours] in histories.items():
             # An image may fall on the other side: 1 of 150.
             [expected] = fit.history[metric]
             assert ours[epoch] == pytest.approx(expected, rel=1e-3, abs=0.007)
@@ -221,6 +269,14 @@ def test_a_trial_does_the_arithmetic_of_fit(
     for one, other in zip(ours.weights, theirs.weights, strict=True):
         # Adam divides by the gradient's size: where that is nearly 0, rounding shows.
         assert np.abs(one.value - other.value).mean() < 1e-5
+    # As README says, somebody loads the file and trains on.
+    saved = json.loads(description(path)["training_config"])
+    trained = theirs.get_compile_config()
+    assert type(ours.optimizer) is keras.optimizers.Adam
+    for name in ("loss", "metrics"):
+        assert saved[name] == trained[name]
+    for name, value in adam.items():
+        assert getattr(ours.optimizer, name) == value
 
 
 def test_each_step_draws_its_own_dropout_and_validation_has_none(
@@ -229,7 +285,6 @@ def test_each_step_draws_its_own_dropout_and_validation_has_none(
     images, labels = data[0]
     model = main.build_network(make_trial("jackson")[0])
     model.compile(util.adam(1e-12), "categorical_crossentropy")  # no weight moves
-    util.make_variables(model, images[:1], labels[:1])
     for step, different in ((model.train_step, 3), (model.test_step, 1)):
         run_epoch = main.epoch_function(model, step, batch_size=600)
         epochs = [run_epoch(images, labels, np.arange(600)) for _ in range(3)]
@@ -252,11 +307,17 @@ def test_a_diverged_model_has_no_scores(main, util, make_trial, data, tmp_path, 
     trial, path = make_trial(learning_rate=1e12), tmp_path / "model.h5"
     path.write_bytes(main.train_trial(*trial, *data[:2]))
     assert np.isnan([*util.read_histories([path]).values()]).all()
-    assert "diverged" in util.trial_line(*trial, path)
     tested = main.test_model(util.load_classifier(path), data[2])
     assert np.isnan([*tested[0].values()]).all()
     util.report_results({trial[0]: [tested]})
     assert capsys.readouterr().out.count("diverged") == len(SCORES)
+    one, two = [(dict.fromkeys(SCORES, score), None) for score in (0.5, 0.6)]
+    with_l2, _ = make_trial(use_regularizer=True)
+    util.report_results({trial[0]: [one, tested, two], with_l2: [one, one, one]})
+    said = capsys.readouterr().out
+    assert said.count("0.5500") == said.count("±0.0707") == len(SCORES)
+    assert "Tyler - Tyler + L2: +0.0500, standard error 0.0500" in said
+    assert "Tyler: 1 of 3 seeds diverged" in said
 
 
 ODD = {
@@ -267,17 +328,25 @@ ODD = {
 }  # fmt: skip
 
 
+MATPLOTLIBRC = "text.usetex: True\nfont.family: none such\nsavefig.format: pdf\n"
+
+
 @pytest.fixture(scope="session")
 def whole_begun(tmp_path_factory, small):
     """The experiment with a small study, two trials at a time, beside a copy of the
     scripts and files of the user's, from another folder, in an odd environment. It runs
     while other tests do."""
     folder, home, elsewhere = map(tmp_path_factory.mktemp, ("project", "home", "e"))
-    copy_scripts(folder, SCRIPT, r"STUDY = {.*?\n}", f"STUDY = {STUDY}")
+    text = (PROJECT / SCRIPT).read_text()
+    [study] = re.findall(r"STUDY = {.*?\n}", text, re.DOTALL)
+    copy_scripts(folder, {SCRIPT: {study: f"STUDY = {STUDY}"}})
     (folder / "models").mkdir()
     (folder / "models/mine.h5").write_text("mine")
-    keras_settings = {"floatx": "nonsense", "image_data_format": "channels_first"}
+    keras_settings = {"floatx": "float64", "image_data_format": "channels_first"}
     (home / "keras.json").write_text(json.dumps(keras_settings))
+    (elsewhere / "matplotlibrc").write_text(MATPLOTLIBRC)
+    for name in ("socket.py", "pickle.py", "random.py"):
+        (elsewhere / name).write_text("raise SystemExit('the user has this, too')")
     folders = {"TMPDIR": str(elsewhere), "KERAS_HOME": str(home)}
     options = {"cwd": elsewhere, "env": {**os.environ, **ODD, **folders}}
     with started(*small, "--jobs", 2, script=folder / SCRIPT, **options) as process:
@@ -292,31 +361,38 @@ def whole(whole_begun):
 
 @pytest.mark.usefixtures("without_workers")
 def test_a_whole_run_and_what_is_trained_after_it(
-    whole, call, main, util, small, tmp_path, monkeypatch
+    whole, call, main, model, util, small, tmp_path, monkeypatch
 ):
     """The same command trains nothing and writes the same bytes. Another value or seed
     trains only itself."""
+    count = 2 * len(model.NETWORKS) + 2 * len(STUDY)
     lines = whole.output.splitlines()
-    assert lines[0] == "10 trials, 0 of them trained before"
+    assert lines[0] == f"Fashion-MNIST: the results go into {whole.folder}"
+    assert lines[2] == f"{count} trials, 0 of them trained before"
     # The final models come first. Two are trained at a time: either may be done first.
-    assert re.match(r"Tyler( \+ L2)? +0\.3 +0\.001 +64 ", lines[3])
-    done = re.findall(r"^(?:Tyler|Jackson).* (\d+)$", whole.output, re.MULTILINE)
-    assert [*map(int, done)] == [*range(1, 11)]
-    assert max(map(len, lines[:-1])) <= 60 and str(whole.folder) in lines[-1]
+    assert re.match(r"Tyler( \+ L2)? +- +7 ", lines[6])
+    done = re.findall(r"^\S+(?: \+ L2)? .* (\d+)$", "\n".join(lines[6:]), re.MULTILINE)
+    assert [*map(int, done[:count])] == [*range(1, count + 1)]
+    assert max(map(len, lines[1:-1])) <= 60 and str(whole.folder) in lines[-1]
     losses = column(whole.folder / "models/history.csv", "loss", epoch=2)
-    assert len({*losses}) == len(losses) == 10  # each value of a trial matters
-    assert {*os.listdir(whole.folder)} == SCRIPTS | {"models", "plots", ".trials"}
+    assert len({*losses}) == len(losses) == count  # each value of a trial matters
+    made = {"models", "plots", ".trials"}
+    assert {*os.listdir(whole.folder)} == {*SCRIPTS, *made}
     pictures = {path.stem for path in (PROJECT / "plots").iterdir()}
-    assert {path.stem for path in (whole.folder / "plots").iterdir()} == pictures
-    assert {*os.listdir(whole.elsewhere)} == set()
+    assert {path.stem for path in (whole.folder / "plots").iterdir()} >= pictures
+    placed = {"matplotlibrc", "socket.py", "pickle.py", "random.py"}
+    assert {*os.listdir(whole.elsewhere)} == placed
     assert (whole.folder / "models/mine.h5").read_text() == "mine"
     monkeypatch.setattr(main, "STUDY", STUDY)
     shutil.copytree(whole.folder / ".trials", tmp_path / ".trials")
     train = mock.Mock(side_effect=util.InputError("stop"))
     monkeypatch.setattr(util, "train_in_workers", train)
+    tried = mock.Mock()
+    monkeypatch.setattr(main, "check_settings", tried)
     small = (*small, "--output-dir", tmp_path)
     call(*small)
-    assert_same(tmp_path, whole.folder, "[mp]*/*")
+    assert not tried.called  # as nothing is trained
+    assert_same(tmp_path, whole.folder, "[mp]*/*")  # the pictures, too
     theirs = {*os.listdir(whole.folder / "models")}
     assert theirs - {*os.listdir(tmp_path / "models")} == {"mine.h5"}
 
@@ -326,11 +402,31 @@ def test_a_whole_run_and_what_is_trained_after_it(
         return [*train.call_args.args[0]]
 
     assert {seed for _, seed in to_train("--repeats", 2)} == {8}
-    assert len(to_train("--fresh")) == len(to_train("--epochs", 3)) == 10
+    assert len(to_train("--epochs", 3)) == count
     train.side_effect = [futures.BrokenExecutor] * 5 + [util.InputError("stop")]
-    assert "workers died five times" in call(*small, "--fresh", status=2)
+    assert "workers died five times" in call(*small, "--seed", 1, status=2)
     moved = to_train("--no-sweep", "--dropout-rate", 0.1)  # the study has Tyler's
-    assert [setting.label for setting, _ in moved] == ["Jackson", "Jackson + L2"]
+    others = [setting for setting in main.final_settings(main.parse_options([]))[2:]]
+    assert [setting.label for setting, _ in moved] == [it.label for it in others]
+    broken = next((tmp_path / ".trials").glob("*.h5"))
+    broken.unlink()
+    broken.mkdir()  # it cannot be read: that is no reason to train it again
+    assert str(broken) in call(*small, status=2)
+    monkeypatch.setattr(model, "NETWORKS", {"jackson": model.NETWORKS["jackson"]})
+    monkeypatch.setattr(main, "STUDIED", ())
+    train.side_effect = None
+    monkeypatch.setattr(util, "draw", lambda *_: None)
+    broken.rmdir()
+    shutil.copytree(whole.folder / ".trials", tmp_path / ".trials", dirs_exist_ok=True)
+    [left] = re.findall("Left from an earlier run: (.*)", call(*small))
+    kinds = (
+        "architecture_{}.png",
+        "confusion_matrix_{}_0.png",
+        "confusion_matrix_{}_1.png",
+    )
+    kinds += ("hyperparameters_{}.png", "model_{}_0.h5", "model_{}_1.h5")
+    expected = {kind.format("tyler") for kind in kinds} | {"study.csv"}
+    assert {*left.split(", ")} >= expected and "jackson" not in left
 
 
 NOTEBOOK = """
@@ -349,7 +445,21 @@ def edit(script, old, new):
     text = open(script).read().replace(old, new)
     open(script, "w").write(text)
 sys.stdout = Stream(sys.stdout)
+import logging, random, socket, keras
+keras.config.set_floatx("float64")
+socket.setdefaulttimeout(77)
+def state():
+    return (
+        dict(os.environ), keras.config.floatx(), keras.config.dtype_policy().name,
+        random.random(), numpy.random.random(), socket.getdefaulttimeout(),
+        logging.root.manager.disable, warnings.filters[:], os.getcwd(),
+    )
+import os, warnings, numpy
+random.seed(1); numpy.random.seed(1)
+before = state()
+random.seed(1); numpy.random.seed(1)
 run()
+assert state() == before, (state(), before)
 edit("main-FMNIST.py", "Testing the", "Measuring the")
 edit("util-FMNIST.py", "Test results", "Results")
 edit("model-FMNIST.py", "# as published", "# edited")
@@ -363,8 +473,8 @@ run()
 @pytest.fixture(scope="session")
 def notebook_begun(tmp_path_factory, small):
     folder = tmp_path_factory.mktemp("notebook")
-    only_tyler = ("NETWORKS = .*}", 'NETWORKS = {"tyler": build_tyler}')
-    copy_scripts(folder, "model-FMNIST.py", *only_tyler)
+    only_tyler = {', "jackson": build_jackson': ""}
+    copy_scripts(folder, {"model-FMNIST.py": only_tyler})
     script = folder / "notebook.py"
     script.write_text(NOTEBOOK)
     arguments = (*small, "--no-sweep", "--jobs", 1)
@@ -391,42 +501,92 @@ def snippets_begun(tmp_path_factory, util, real_data_dir):
 
 
 ADDED = ("parker_0", "parker_1", "quinn_0", "quinn_1")
+HYPERPARAMETERS = {  # edits of main: a truth value, a text and more epochs are studied
+    '"epochs": 50}': '"epochs": 50, "batch_norm": False, "activation": "relu"}',
+    "    epochs: int\n": "    epochs: int\n    batch_norm: bool\n    activation: str\n",
+    '    "dropout_rate": (0.1, 0.2, 0.3, 0.4, 0.5),\n': "",
+    '    "learning_rate": (0.0001, 0.0003, 0.001, 0.003, 0.01),\n': "",
+    '    "batch_size": (32, 64, 128, 256, 512),\n': """
+        "epochs": (6, 1), "activation": ("tanh", "elu"), "batch_norm": (True,),
+    """,
+    'STUDIED = ("tyler",)': 'STUDIED = ("parker", "quinn")',
+    'metrics=["accuracy"],': TOP3,
+    '"f1": f1,': '"top3": np.mean(np.argsort(-probabilities).T[:3] == true) * 3,',
+}
 
 
-def small_network(name, units, use_regularizer, dropout_rate):
+def small_network(
+    name, units, use_regularizer, dropout_rate, batch_norm=False, activation="relu"
+):
     from keras import Sequential, layers
 
     l2 = "l2" if use_regularizer else None
-    hidden = layers.Dense(units, "relu", kernel_regularizer=l2)
+    hidden = layers.Dense(units, activation, kernel_regularizer=l2)
     stack = [layers.Input((28, 28)), layers.Flatten(), hidden]
+    stack += [layers.BatchNormalization()] if batch_norm else []
     stack += [layers.Dropout(dropout_rate), layers.Dense(10, "softmax")]
     return Sequential(stack, name=name)
 
 
 @pytest.fixture(scope="module")
 def quick(
-    main, util, model, real_data_dir, tmp_path_factory, notebook_begun, snippets_begun
+    util,
+    model,
+    edit_main,
+    real_data_dir,
+    tmp_path_factory,
+    notebook_begun,
+    snippets_begun,
 ):
     """A quick run on the real data, in this process, with two new networks, both of them
-    studied, in place of ours. `figures` is {name: figure}. Two processes, which other
-    tests will ask, run beside it."""
+    studied, in place of ours, and with two hyperparameters more. `figures` is {name:
+    figure}. Two processes, which other tests will ask, run beside it."""
     folder, output = tmp_path_factory.mktemp("out"), io.StringIO()
     save = mock.Mock(wraps=util.save_figure)
     networks = {"parker": 8, "quinn": 16}  # units
     for name, units in networks.items():
         networks[name] = functools.partial(small_network, name, units)
+    main = edit_main(HYPERPARAMETERS)
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(output):
         patch.setattr(model, "NETWORKS", networks)
-        patch.setattr(main, "STUDIED", ("parker", "quinn"))
-        patch.setattr(main, "STUDY", {"dropout_rate": (0.1,)})
         patch.setattr(main, "HERE", folder)
+        patch.setattr(main, "check_settings", lambda *_: None)
         patch.setattr(util, "local_workers", lambda _: futures.ThreadPoolExecutor(1))
         patch.setattr(util, "save_figure", save)
         arguments = ["--quick", "--batch-size=480", "--seed=7", "--repeats=2"]
-        main.main([*arguments, f"--data-dir={real_data_dir}"])
-    assert "A quick run cannot be compared" in output.getvalue()
+        main.main(
+            [
+                *arguments,
+                "--activation=elu",
+                "--batch-norm",
+                f"--data-dir={real_data_dir}",
+            ]
+        )
     figures = {it.args[1].stem: it.args[0] for it in save.call_args_list}
-    return SimpleNamespace(folder=folder / "quick", figures=figures)
+    said = output.getvalue()
+    return SimpleNamespace(folder=folder / "quick", figures=figures, said=said)
+
+
+def test_hyperparameters_of_all_types_are_told_apart(quick):
+    assert "A quick run cannot be compared" in quick.said
+    told = re.findall(
+        r"^Parker +([-a-z].*?) +7 +0\.\d+ +\d+$", quick.said, re.MULTILINE
+    )
+    assert sorted(told) == ["-", "activation tanh", "epochs 6"]
+    study = quick.said.partition("Study of Parker")[2].partition("\n\n")[0]
+    names = re.findall(r"^(?:  )?(\w.*?) *(?: 0\..*)?$", study, re.MULTILINE)[1:]
+    expected = [
+        "epochs",
+        "1",
+        "5",
+        "6",
+        "activation",
+        "tanh",
+        "elu",
+        "batch norm",
+        "True",
+    ]
+    assert names == expected
 
 
 def test_tables_say_what_the_trials_and_plain_keras_say(quick, util, real_data_dir):
@@ -439,27 +599,35 @@ def test_tables_say_what_the_trials_and_plain_keras_say(quick, util, real_data_d
     results = rows(quick.folder / "models/results.csv")
     which = [(row["model"], row["seed"]) for row in results]
     assert which == [(f"model_{name}", seed) for name in ADDED for seed in ("7", "8")]
-    results = {(*row.values(),)[1:8]: row for row in results}
-    table = rows(quick.folder / "models/history.csv")
+    names = [*results[0]][1:10]
+    assert names[-3:] == ["batch_norm", "activation", "seed"]
+    table = quick.folder / "models/history.csv"
+    metrics = ["loss", "accuracy", "top3", "val_loss", "val_accuracy", "val_top3"]
+    assert [*rows(table)[0]] == [*names, "epoch", *metrics]
     for path in quick.folder.glob(TRIALS):
         saved = description(path)
-        cells = [str(saved[field]) for field in [*table[0]][:7]]  # setting and seed
-        history = {**util.read_histories([path]), "epoch": [(1, 2, 3, 4, 5)]}
-        found = [row for row in table if [*row.values()][:7] == cells]
+        which = {name: saved[name] for name in names}
+        history = util.read_histories([path])
+        assert [*history] == metrics
+        history["epoch"] = [range(1, saved["epochs"] + 1)]
         for name, [values] in history.items():
-            assert [float(row[name]) for row in found] == [*values]
-        if row := results.pop(tuple(cells), None):
-            assert row["model"] == f"model_{cells[0]}_{cells[1] == 'True':d}"
+            assert column(table, name, **which) == [*values]
+        if found := rows(quick.folder / "models/results.csv", **which):
+            [row] = found
+            results.remove(row)
+            name = f"model_{which['architecture']}_{which['use_regularizer']:d}"
+            assert row["model"] == name
             network = keras.models.load_model(path)
             network.run_eagerly = True  # which is faster for once
             measured = [network.evaluate(x / 255, y, 500, verbose=0) for x, y in parts]
-            last = [found[-1]["val_loss"], found[-1]["val_accuracy"]]
-            scores = np.array([[row["loss"], row["accuracy"]], last], float)
+            last = rows(table, epoch=5, **which)[0]
+            last = [last[name] for name in metrics[3:]]
+            scores = np.array([[row[name] for name in metrics[:3]], last], float)
             assert scores == pytest.approx(np.array(measured), rel=1e-3)
             model = quick.folder / f"models/{row['model']}.h5"  # the first seed's
             assert (model.read_bytes() == path.read_bytes()) == (row["seed"] == "7")
             assert saved["training_images"] == 4800
-    assert results == {} and len(table) == 16 * 5
+    assert results == [] and len(rows(table)) == 16 * 5 + 8 * 6
 
 
 def test_the_study_says_what_the_histories_say(quick):
@@ -467,16 +635,17 @@ def test_the_study_says_what_the_histories_say(quick):
     study = rows(folder / "study.csv")
     for row in study:
         which = {name: row[name] for name in ("architecture", "use_regularizer")}
-        which |= {"dropout_rate": 0.3, "epoch": 5}
+        which |= {"epochs": 5, "activation": "elu", "batch_norm": True, "epoch": 5}
         reference = column(folder / "history.csv", "val_accuracy", **which)
-        hyperparameter = row["hyperparameter"].replace("epochs", "epoch")
-        which[hyperparameter] = row["value"]
+        which[row["hyperparameter"]] = row["value"]
+        if row["hyperparameter"] == "epochs":
+            which |= {"epochs": max(5, int(row["value"])), "epoch": row["value"]}
         found = column(folder / "history.csv", "val_accuracy", **which)
         differences = np.subtract(found, reference)
         numbers = [np.mean(found), np.std(found, ddof=1), np.mean(differences)]
         numbers += [np.std(differences, ddof=1) / np.sqrt(2), 2]
         assert [*map(float, [*row.values()][4:])] == pytest.approx(numbers)
-    assert len(study) == 4 * (2 + 5)
+    assert len(study) == 4 * (3 + 2 + 1)
 
 
 def test_pictures_show_what_the_tables_and_models_say(quick, util, real_data_dir):
@@ -501,12 +670,14 @@ def test_pictures_show_what_the_tables_and_models_say(quick, util, real_data_dir
         label = network.title() + (" + L2" if with_l2 else "")
         for axes in quick.figures[f"hyperparameters_{network}"].axes:
             which["hyperparameter"] = axes.get_xlabel().replace(" ", "_")
-            curve = column(tables / "study.csv", "val_accuracy", **which)
-            assert_curve(axes, words, curve)
+            points = rows(tables / "study.csv", **which)
+            ticks = [text.get_text() for text in axes.get_xticklabels()]
+            assert ticks == [row["value"] for row in points]
+            assert_curve(axes, words, [float(row["val_accuracy"]) for row in points])
         del which["hyperparameter"]
-        which["dropout_rate"] = 0.3
-        half = panels[:2] if network == "parker" else panels[2:]
-        for axes, metric in zip(half, ("accuracy", "loss"), strict=True):
+        which |= {"epochs": 5, "activation": "elu"}
+        half = panels[:3] if network == "parker" else panels[3:]
+        for axes, metric in zip(half, ("accuracy", "loss", "top3"), strict=True):
             assert axes.get_title() == network.title()
             for part, prefix in (("training", ""), ("validation", "val_")):
                 runs = column(tables / "history.csv", prefix + metric, **which)
@@ -535,8 +706,8 @@ def test_pictures_show_what_the_tables_and_models_say(quick, util, real_data_dir
 
 DIE = """
 import os, sys
-if "--multiprocessing-fork" in sys.orig_argv and not os.path.exists("died"):
-    open("died", "w").close()
+if "--multiprocessing-fork" in sys.orig_argv and not os.path.exists(os.environ["DIED"]):
+    open(os.environ["DIED"], "w").close()
     os.kill(os.getpid(), 9)
 """
 
@@ -549,7 +720,7 @@ def test_two_runs_in_a_folder_a_dead_worker_ctrl_c_and_kill_9_lose_nothing(
     folder = tmp_path / "out"
     arguments = (*small, "--no-sweep", "--output-dir", folder, "--jobs", 1)
     (tmp_path / "sitecustomize.py").write_text(DIE)  # every Python runs this first
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "DIED": str(tmp_path / "died")}
     with (
         started(*arguments, cwd=tmp_path, env=env) as one,
         started(*arguments, "--repeats", 2) as other,  # it has the same trials and more
@@ -569,40 +740,116 @@ def test_two_runs_in_a_folder_a_dead_worker_ctrl_c_and_kill_9_lose_nothing(
     (folder / "models/study.csv").write_text("theirs")
     monkeypatch.setattr(util, "draw", lambda *_: None)
     again = call(*arguments)
-    assert "models/study.csv and its plot are left from an earlier run" in again
-    assert again.startswith(f"4 trials, {len(kept) - 1} of them trained before")
+    assert "Left from an earlier run: study.csv" in again
+    count = re.search(r"\d+ trials, (\d+) of them trained before", again)
+    assert int(count[1]) == len(kept) - 1
     assert_same(folder, whole.folder)
 
 
-def test_a_full_disk_is_told_in_one_line(small, tmp_path):
-    """The size of a file is limited: models have 700,000 bytes."""
-    with started(*small, "--jobs", 1, "--output-dir", tmp_path) as process:
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (500_000, 500_000))
-        assert "large" in finish(process, status=2)
+def limit_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+
+def test_a_machines_limits_are_named_in_one_line(
+    small, call, util, tmp_path, monkeypatch
+):
+    """Models have 700,000 bytes, and a file's size is limited. Then, no semaphores."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    arguments = (*small, "--jobs", 1, "--output-dir", tmp_path / "out")
+    options = {"env": {**os.environ, "TMPDIR": str(temporary)}, "limit": limit_files}
+    with started(*arguments, **options) as process:
+        said = finish(process, status=2)
+        assert "large" in said and str(temporary) in said
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    no_semaphores = mock.Mock(side_effect=OSError(30, "Read-only file system"))
+    monkeypatch.setattr(futures, "ProcessPoolExecutor", no_semaphores)
+    monkeypatch.setattr(util, "is_whole", lambda _: False)
+    with (
+        pytest.raises(util.InputError, match="/dev/shm"),
+        util.local_workers(SimpleNamespace(jobs=1)),
+    ):
+        pass
+
+
+def test_closed_streams_and_the_first_line(small, tmp_path):
+    """`| head` ends the program in silence, and 2>&- does not. What takes no TensorFlow
+    is told before TensorFlow starts."""
+    command = f"{sys.executable} {PROJECT / SCRIPT} {' '.join(map(str, small))}"
+    command += f" --output-dir {tmp_path}/out"
+    options = {"shell": True, "capture_output": True, "text": True}
+    said = subprocess.run(
+        f"{command} --no-sweep --jobs 1 | head -n 1", check=False, **options
+    )
+    assert said.stdout.startswith("Fashion-MNIST: ")
+    assert not re.search("Error|Traceback", said.stderr)
+    model = MODELS_DIR / "model_tyler_0.h5"
+    said = subprocess.run(f"{command} --evaluate {model} 2>&-", check=False, **options)
+    assert said.returncode == 0 and "test images: loss" in said.stdout
+    for wrong in ("--output-dir /proc/nowhere", "--cluster tcp://127.0.0.1:1"):
+        tracing = command.replace(" ", " -X importtime ", 1)
+        said = subprocess.run(f"{tracing} {wrong}", check=False, **options)
+        assert said.returncode == 2 and "Fashion-MNIST: " in said.stdout
+        assert "import tensorflow" not in said.stderr.replace("|", " import ")
+
+
+FAULTS = {  # edits of main and model, or what a builder does: the words of the line
+    'STUDIED = ("tyler",)': ("STUDIED = ('jackson')", "STUDIED: write (\"jackson\",)"),
+    '("tyler",)': ("('parkr',)", "STUDIED names {'parkr'}"),
+    '"batch_size": (32, 64, 128, 256, 512)': ('"batch_size": (64)', "must be a tuple"),
+    "(32, 64, 128, 256, 512)": ("(0,)", "STUDY: batch_size: only numbers from 1"),
+    "(32, 64, 128, 256, 512),": ("(64.0,),", "STUDY: batch_size 64.0 is not"),
+    '    "dropout_rate": (0.1,': ('    "drop_rate": (0.1,', "drop_rate, which FINAL lacks"),
+    "    epochs: int\n": ("    epochs: int\n    momentum: float\n", "momentum must be in"),
+    'metrics=["accuracy"]': ("metrics=[]", 'metrics=["accuracy", ...]'),
+    'loss="categorical_crossentropy",\n ': ("loss=lambda y, p: p[:, 0],\n ", "register_keras_serializable"),
+    '"f1": f1': ('"f1": f2', "NameError: name 'f2'"),
+    "util.adam(setting.learning_rate)": (
+        "util.adam(0.1, amsgrad=True)", "util.adam has no amsgrad",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("old", FAULTS)
+def test_a_faulty_edit_is_told_before_any_training(
+    small, util, edit_main, capsys, monkeypatch, tmp_path, old
+):
+    monkeypatch.setattr(util, "train_in_workers", None)
+    new, words = FAULTS[old]
+    main = edit_main({old: new})
+    with pytest.raises(SystemExit, match="2"):
+        main.main([*map(str, small), f"--output-dir={tmp_path}"])
+    [*_, line] = capsys.readouterr().err.splitlines()
+    assert words in line
 
 
 def test_wrong_input_is_named_in_one_line(
-    call, small, main, model, tmp_path, monkeypatch
+    call, small, main, model, util, tmp_path, monkeypatch
 ):
-    """Also a value, and a network, that cannot work: nothing is trained before."""
+    """Also a network that cannot work: nothing is trained before."""
     arguments = (*small, "--output-dir", tmp_path / "output")
     for wrong in (
         "--epochs 1.5", "--dropout-rate 1", "--learning-rate nan", "--batch-size 0",
-        "--jobs 0", "--seed -1", "--nonsense", "--fres", "--data-dir /no/such/folder",
+        "--jobs 0", "--seed -1", "--nonsense", "--fresh", "--data-dir /no/such/folder",
         "--output-dir /proc/nowhere", "--evaluate /no/such.h5",
     ):  # fmt: skip
         line = call(*arguments, *wrong.split(), status=2)
         assert wrong.split()[-1 if "/" in wrong else 0] in line
         assert "--output-dir" in line or "output" not in wrong
-    eleven = functools.partial(model.build_tyler, 11)
-    monkeypatch.setattr(model, "NETWORKS", {**model.NETWORKS, "parker": eleven})
-    assert "(11,)" in call(*arguments, status=2)
-    monkeypatch.setattr(main, "STUDIED", ("parkr",))
-    assert "STUDIED names {'parkr'}" in call(*arguments, status=2)
-    monkeypatch.setattr(main, "STUDY", {"batch_size": (0,)})
-    assert "--batch-size and STUDY: only numbers" in call(*arguments, status=2)
-    assert {*os.listdir(tmp_path)} == set()
+    monkeypatch.setattr(util, "train_in_workers", None)
+    for builder, words in (
+        (functools.partial(model.build_tyler, 11), "Parker: ValueError: "),
+        (lambda **values: 1 / 0, "Parker: ZeroDivisionError"),
+    ):
+        monkeypatch.setattr(model, "NETWORKS", {**model.NETWORKS, "parker": builder})
+        assert words in call(*arguments, "--no-sweep", status=2)
+    assert {*os.listdir(tmp_path)} == {"output"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = main.parse_options(
+        ["--output-dir=~/run", "--data-dir=~/x", "--evaluate", "~/m"]
+    )
+    assert options.folder == tmp_path / "run" and options.data_dir == tmp_path / "x"
+    assert options.evaluate == [tmp_path / "m"]
 
 
 def test_help_is_narrow_and_needs_no_tensorflow():
@@ -616,8 +863,9 @@ def test_help_is_narrow_and_needs_no_tensorflow():
 
 
 def test_evaluate_describes_each_file(whole, data, small, main, tmp_path, capsys):
-    """A bad file does not keep it from the others: one of ours, and a model of somebody
-    who gives logits and trained on pixels from 0 to 255."""
+    """A bad file does not keep it from the others: one of ours, and models of somebody
+    who gives logits and trained on pixels from 0 to 255, or who gives eleven outputs and
+    trained on colours from -1 to 1, or whose training diverged."""
     import keras
 
     folder, (images, labels) = tmp_path / "models", data[2]
@@ -629,38 +877,60 @@ def test_evaluate_describes_each_file(whole, data, small, main, tmp_path, capsys
     theirs.fit(x, labels, batch_size=10, epochs=9, verbose=0)
     theirs.layers[-1].bias.assign(np.arange(10))  # misleads it on smaller pixels
     folder.mkdir()
-    theirs.save(folder / "theirs.keras")
+    theirs.save(folder / "raw.keras")
+    third = keras.initializers.Constant(1 / 3)
+    layers = [
+        keras.Input((28, 28, 3)),
+        keras.layers.Rescaling(127.5, 127.5),
+        keras.layers.ReLU(max_value=255),
+        keras.layers.Conv2D(1, 1, kernel_initializer=third),
+        theirs,
+    ]
+    eleven = keras.layers.Dense(11, "softmax", kernel_initializer="identity")
+    keras.Sequential([*layers, eleven]).save(folder / "signed.h5")
+    theirs.layers[-1].bias.assign(np.full(10, np.nan))
+    theirs.save(folder / "nan.h5")
     (folder / "bad.h5").write_text("<html>")
-    shutil.copy(whole.folder / "models/model_tyler_1.h5", folder / "ours.h5")
-    with pytest.raises(SystemExit, match="2"):
-        main.main([f"--data-dir={small[-1]}", f"--output-dir={tmp_path}", "--evaluate"])
-    output, error = capsys.readouterr()
+    shutil.copy(whole.folder / "models/model_tyler_1.h5", folder / "model_tyler_1.h5")
+    (folder / "results.csv").write_text("architecture\njackson\n")
+
+    def evaluate(*arguments):
+        with pytest.raises(SystemExit, match="2"):
+            main.main([f"--output-dir={tmp_path}", *arguments, "--evaluate"])
+        return capsys.readouterr()
+
+    output, error = evaluate(f"--data-dir={small[-1]}")
     assert "bad.h5" in error and "web page" in error
-    assert len([*tmp_path.rglob("*")]) == 4  # it writes nothing
-    _, ours, logits = output.split(f"\n{folder}/")
+    assert len([*tmp_path.rglob("*")]) == 7  # it writes nothing
+    _, ours, diverged, raw, signed = output.split(f"\n{folder}/")
     [row] = rows(whole.folder / "models/results.csv", model="model_tyler_1")
     means = [f"{float(row[score]):.2f}" for score in SCORES[2:]]
     assert re.search("macro avg +" + " +".join(means), ours)
     assert " ".join(f"{score} {float(row[score]):.4f}" for score in SCORES) in ours
-    saved = description(folder / "ours.h5")
+    saved = description(folder / "model_tyler_1.h5")
     for field in (*main.Setting._fields, "seed", "keras_version"):
         assert re.search(rf"^{field} +{saved[field]}$", ours, re.MULTILINE)
     assert ours.count("rate 0.3") == 1 and ours.count("L2 0.001") == 5
-    assert "0 to 255" not in ours and "logits" not in ours
-    raw, low = [theirs.evaluate(pixels, labels, verbose=0) for pixels in (x, x / 255)]
-    assert "Its outputs are logits" in logits
-    assert f"loss {low[0]:.4f} accuracy {low[1]:.4f} " in logits
-    assert f"pixels from 0 to 255: on those, accuracy {raw[1]:.4f}\n" in logits
+    assert not re.search("0 to 255|logits|other images", ours)
+    assert "left from an earlier run" in ours  # results.csv has no Tyler
+    theirs = keras.models.load_model(folder / "raw.keras")
+    high, low = [theirs.evaluate(pixels, labels, verbose=0) for pixels in (x, x / 255)]
+    assert "Its outputs are logits" in raw
+    assert f"loss {low[0]:.4f} accuracy {low[1]:.4f} " in raw
+    assert f"pixels from 0 to 255: on those, accuracy {high[1]:.4f}\n" in raw
+    assert f"pixels from -1 to 1: on those, accuracy {high[1]:.4f}\n" in signed
+    assert "It has diverged" in diverged and "accuracy" not in diverged
+    assert "It was trained on other images" in evaluate().out  # not on the real ones
 
 
 def test_a_notebook_runs_it_again_as_it_is_edited(notebook_begun):
     """Edited words train nothing, an edited layer does."""
     output, error = notebook_begun.communicate(timeout=200)
     _, first, second, third = output.split("RUN\n")
-    assert first.startswith("2 trials, 0 of them trained") and "Testing the" in first
-    assert second.startswith("2 trials, 2 of them trained")
+    assert "\n2 trials, 0 of them trained" in first and "Testing the" in first
+    assert "\n2 trials, 2 of them trained" in second
     assert "Measuring the" in second and "\nResults" in second
-    assert third.startswith("2 trials, 0 of them trained")
+    assert "\n2 trials, 0 of them trained" in third
     assert "Warning: " in error and "Traceback" not in error
 
 
@@ -672,8 +942,8 @@ def test_a_cluster_trains_the_same_and_refuses_other_scripts(
 
     monkeypatch.delitem(model.NETWORKS, "jackson")  # to be fast
     arguments = (*small, "--no-sweep", "--output-dir", tmp_path / "out", "--cluster")
-    edit = (SCRIPT, "return key, .*?\n", "return key, b''\n")
-    edited = copy_scripts(tmp_path / "edited", *edit)
+    other = {"keras.utils.set_random_seed(seed)": "keras.utils.set_random_seed(0)"}
+    edited = copy_scripts(tmp_path / "edited", {SCRIPT: other})
     contact = tmp_path / "scheduler.json"
     with contextlib.ExitStack() as stack:
 
@@ -699,19 +969,19 @@ def test_a_cluster_trains_the_same_and_refuses_other_scripts(
         launch(PROJECT, *options)
         launch(PROJECT, *options)
         client.wait_for_workers(2)
-        assert call(*arguments, address).startswith("2 trials, 0 of them")
+        assert "\n2 trials, 0 of them" in call(*arguments, address)
         assert_same(tmp_path / "out", whole.folder)
         for method, fault, words in (
             ("nthreads", {"return_value": {"worker": 2}}, "--nthreads 1"),
             ("get_executor", {"side_effect": futures.CancelledError}, "are lost"),
         ):
             with mock.patch.object(distributed.Client, method, **fault):
-                assert words in call(*arguments, address, "--fresh", status=2)
+                assert words in call(*arguments, address, "--seed", 8, status=2)
     monkeypatch.setattr(util, "TIMEOUT", 1)
     with http.server.HTTPServer(("127.0.0.1", 0), mock.Mock()) as web:
         threading.Thread(target=web.serve_forever, daemon=True).start()
         address = f"tcp://127.0.0.1:{web.server_port}"  # as a dashboard's
-        assert f"--cluster {address}" in call(*arguments, address, "--fresh", status=2)
+        assert f"--cluster {address}" in call(*arguments, address, status=2)
         web.shutdown()
 
 

@@ -1,15 +1,14 @@
 """The helpers: data and its sources, the store, saved models, tables and pictures."""
 
 import contextlib
+import fcntl
 import functools
-import importlib.util
 import itertools
 import json
 import os
 import re
 import shutil
 import socket
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -18,7 +17,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from conftest import PROJECT, synthetic_images, write_idx
+from conftest import copy_scripts, edited, synthetic_images, write_idx
 from keras import layers
 from matplotlib import pyplot
 
@@ -33,7 +32,7 @@ def refused(util, *words):
 
 
 # ---------------------------------------------------------------- TensorFlow's start
-def test_nothing_of_the_users_changes_a_trial(util, monkeypatch):
+def test_nothing_of_the_users_changes_a_trial(util, tmp_path, monkeypatch):
     kept = {"KERAS_HOME": "data", "PATH": "bin", "MPLBACKEND": "module://notebook"}
     theirs = {"TF_XLA_FLAGS": "1", "XLA_FLAGS": "1", "KERAS_BACKEND": "jax"}
     monkeypatch.setattr(os, "environ", kept | theirs)
@@ -42,17 +41,57 @@ def test_nothing_of_the_users_changes_a_trial(util, monkeypatch):
     ours = {"CUDA_VISIBLE_DEVICES": "-1", "TF_ENABLE_ONEDNN_OPTS": "1", **threads}
     ours |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     assert os.environ == kept | ours
+    util.import_tensorflow.cache_clear()
+    keras.config.set_epsilon(0.5)
+    hide = mock.Mock(side_effect=RuntimeError("it was used before"))
+    monkeypatch.setattr("tensorflow.config.set_visible_devices", hide)
+    with util.left_as_found():
+        util.import_tensorflow()
+        assert keras.config.epsilon() == 1e-7
+    hide.assert_called_once_with([], "GPU")  # also one that is not CUDA's
+    assert keras.config.epsilon() == 0.5  # a notebook's is as it was
+    keras.config.set_epsilon(1e-7)
 
 
-def test_our_adam_steps_as_keras_does(util):
-    random = np.random.default_rng(0)
-    ours, theirs = (keras.Variable(np.ones(9, "float32")) for _ in range(2))
-    optimizers = {util.adam(0.003): ours, keras.optimizers.Adam(0.003): theirs}
-    for size in (1, 0.001, 0, 10, 1e-8):
-        gradient = keras.ops.array(size * random.normal(size=9), "float32")
-        for optimizer, weights in optimizers.items():
-            optimizer.apply([gradient], [weights])
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+def test_no_locks_are_needed(util, tmp_path):
+    """Some file systems have none. Here, somebody else has locked the file."""
+    with h5py.File(tmp_path / "model.h5", "w") as file:
+        file["history/val_accuracy"] = [0.5]
+    with open(tmp_path / "model.h5") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        assert util.read_histories([tmp_path / "model.h5"]) == {"val_accuracy": 0.5}
+
+
+def test_our_adam_steps_as_keras_does(util, monkeypatch):
+    """Also after a new Keras gives its private names other ones."""
+    Adam = keras.optimizers.Adam
+
+    class Renamed(Adam):
+        @property
+        def _momentums(self):
+            raise AttributeError("renamed")
+
+        @_momentums.setter
+        def _momentums(self, value):
+            self._means = value
+
+        def update_step(self, gradient, variable, learning_rate):
+            kept, Renamed._momentums = Renamed._momentums, self._means
+            super().update_step(gradient, variable, learning_rate)
+            Renamed._momentums = kept
+
+    options = {"clipnorm": 0.5, "weight_decay": 0.1, "beta_1": 0.8, "epsilon": 1e-3}
+    for base, given in ((Adam, {}), (Adam, options), (Renamed, {})):
+        monkeypatch.setattr(keras.optimizers, "Adam", base)
+        random = np.random.default_rng(0)
+        ours, theirs = (keras.Variable(np.ones(9, "float32")) for _ in range(2))
+        optimizers = {util.adam(0.003, **given): ours, Adam(0.003, **given): theirs}
+        for size in (1, 0.001, 0, 10, 1e-8):
+            gradient = keras.ops.array(size * random.normal(size=9), "float32")
+            for optimizer, weights in optimizers.items():
+                optimizer.apply([gradient], [weights])
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+        assert np.abs(np.array(ours) - 1).min() > 1e-4
 
 
 # --------------------------------------------------------- the data and its sources
@@ -143,65 +182,102 @@ def test_file_is_the_old_or_the_new_one(util, tmp_path, monkeypatch):
     assert path.read_text() == f'model,loss\n"a, ""b""",{1 / 3}\n'
 
 
-PLAIN = "N = 2\ndef f(x):\n    'It adds.'\n    if x:\n        x += N\n    return x\n"
-SAME = {"2\n": "2  # two\n\n\n", "'It adds.'": '"""It\n    sums."""', "(x)": "(\n x)"}
-OTHER = {"2": "3", "(x)": "(x=0)", "if x": "if not x", "+=": "-=", "return x": "pass"}
+HELPER = """
+SHARE = 0.5
+MASK = np.ones(3)
+MASK[0] = 7
+def flip(train):
+    return train, SHARE, MASK, by
+def epoch_function("""
+BASE = {  # a trial that calls a helper with constants, and a file beside the scripts
+    "    model = build_network(setting)\n": "    model = build_network(flip(setting))\n",
+    "\ndef epoch_function(": HELPER,
+    "import numpy as np\n": "import numpy as np\nfrom notes import shift as by\n",
+}
+TYLER, JACKSON = "tyler", "jackson"
+EDITS = [  # script, old text, new text, and whose trials are trained again
+    ("main", "return train, SHARE", "return train, 1 - SHARE", (TYLER, JACKSON)),
+    ("main", "SHARE = 0.5", "SHARE = 0.6", (TYLER, JACKSON)),
+    ("main", "MASK = np.ones(3)", "MASK = np.ones(4)", (TYLER, JACKSON)),
+    ("main", "MASK[0] = 7", "MASK[0] = 8", (TYLER, JACKSON)),
+    ("main", "tf.float32) / 255", "tf.float32) / 256", (TYLER, JACKSON)),
+    ("notes", "shift = 1", "shift = 2", (TYLER, JACKSON)),
+    ("util", "beta2=self.beta_2,", "beta2=0.99,", (TYLER, JACKSON)),
+    ("util", '["TF_ENABLE_ONEDNN_OPTS"] = "1"', '["T"] = "1"', (TYLER, JACKSON)),
+    ("model", "L2_FACTOR = 0.001", "L2_FACTOR = 0.002", (TYLER, JACKSON)),
+    ("model", "Dense(512,", "Dense(500,", (JACKSON,)),
+    (
+        "model",
+        '{"tyler": build_tyler,',
+        '{"tyler": lambda **k: build_tyler(**k),',
+        (TYLER,),
+    ),
+    ("model", "build_jackson}", "build_jackson, 'parker': build_tyler}", ()),
+    ("model", "Five equal hidden", "Equal hidden", ()),
+    ("main", "# decides the order of the images", "# decides an order", ()),
+    (
+        "main",
+        "np.random.default_rng(seed)",
+        "np.random.default_rng(\n        seed)",
+        (),
+    ),
+    ("main", "(32, 64, 128, 256, 512)", "(32, 64)", ()),
+    ("main", '"Testing the models', '"Measuring the models', ()),
+    ("util", 'xlabel="predicted class"', 'xlabel="class"', ()),
+]
 
 
-def test_source_code_is_the_statements_alone(util, tmp_path):
-    def code(old="", new=""):
-        path = tmp_path / f"script_{len(os.listdir(tmp_path))}.py"
-        path.write_text(PLAIN.replace(old, new, 1))
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-        return util.source_code(module)
+def test_an_edit_trains_again_what_it_changes(util, tmp_path, monkeypatch):
+    """Nothing is listed by hand: what `train_trial` names is found, and what that names."""
 
-    assert {code(*edit) for edit in SAME.items()} == {code()}
-    assert len({code(), *(code(*edit) for edit in OTHER.items())}) == 1 + len(OTHER)
+    def codes(script="", old="", new=""):
+        copy_scripts(tmp_path, {"main-FMNIST.py": BASE})
+        (tmp_path / "notes.py").write_text("shift = 1\n")
+        if script:
+            [path] = tmp_path.glob(f"{script}*.py")
+            path.write_text(edited(path.read_text(), {old: new}))
+        monkeypatch.setattr(util, "HERE", tmp_path)
+        for function in (util.top_level, util.code_of):
+            function.cache_clear()
+        text = (tmp_path / "model-FMNIST.py").read_text()
+        builder = "<lambda>" if "lambda" in text else f"build_{TYLER}"
+        builders = {TYLER: builder, JACKSON: "build_jackson"}
+        return {it: util.code_of("train_trial", name) for it, name in builders.items()}
+
+    before = codes()
+    for *edit, expected in EDITS:
+        after = codes(*edit)
+        assert tuple(it for it in before if before[it] != after[it]) == expected, edit
+    monkeypatch.undo()
+    for function in (util.top_level, util.code_of):
+        function.cache_clear()
 
 
 def test_key_changes_with_all_that_makes_a_trial(
-    util, main, model, make_trial, idx_dir, monkeypatch
+    util, main, make_trial, idx_dir, monkeypatch
 ):
-    for name in ("conditions", "load_data"):  # without what they remember
+    for name in ("data_and_versions", "load_data"):  # without what they remember
         monkeypatch.setattr(util, name, getattr(util, name).__wrapped__)
-    options, code = SimpleNamespace(data_dir=idx_dir(), quick=False), util.source_code
-    others = main.Setting("jackson", True, 0.4, 0.003, 32, 40)._asdict()
+    options = SimpleNamespace(data_dir=idx_dir(), quick=False)
+    others = {"use_regularizer": True, "dropout_rate": 0.4, "learning_rate": 0.003}
+    others |= {"architecture": "jackson", "batch_size": 32, "epochs": 40}
     trials = [make_trial(), *(make_trial(**{name: x}) for name, x in others.items())]
-    keys = [main.trial_key(*x, options) for x in (*trials, make_trial(seed=1))]
+    trials.append(make_trial(seed=1))
+    keys = [util.trial_key(it, main.train_trial, options) for it in trials]
     for change in (
         *((library, "__version__", "4") for library in (*util.import_tensorflow(), np)),
         (util.platform, "machine", lambda: "another"),
-        (main, "CODE", [*main.CODE[:-1], "edited"]),
-        (util, "source_code", lambda it: "edited" if it is model else code(it)),
+        (util, "code_of", lambda *_: "edited"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(*change)
-            keys.append(main.trial_key(*trials[0], options))
+            keys.append(util.trial_key(trials[0], main.train_trial, options))
     for number, added in ((0, 1), (599, 1), (0, 0)):  # the first trains, 599 validates
         images, _ = synthetic_images(600)
         images[number, 27, 27] += added
         write_idx(idx_dir() / util.DATA_FILES[0], images)
-        keys.append(main.trial_key(*trials[0], options))
-    assert keys[-1] == keys[0] and len({*keys}) == len(keys) - 1 == 16
-
-
-def test_all_functions_of_ours_that_train_are_in_the_key(
-    util, main, make_trial, idx_dir
-):
-    train, validation, _ = util.load_data(idx_dir(20, 10))
-    main.import_networks()  # what it imports is in the key
-    ran = set()
-    sys.setprofile(lambda frame, event, _: ran.add(frame.f_code))
-    try:
-        main.train_trial(*make_trial(use_regularizer=True), train, validation)
-    finally:
-        sys.setprofile(None)
-    scripts = {str(PROJECT / name) for name in ("main-FMNIST.py", "util-FMNIST.py")}
-    ran = {code.co_name for code in ran if code.co_filename in scripts}
-    assert {"train_trial", "update_step", "in_keras2_words"} < ran
-    named = re.findall(r"(?:def|class) (\w+)", "\n".join(main.CODE))
-    assert {name for name in ran if name[0] != "<"} <= {*named}  # <lambda>
+        keys.append(util.trial_key(trials[0], main.train_trial, options))
+    assert keys[-1] == keys[0] and len({*keys}) == len(keys) - 1 == 15
 
 
 # --------------------------------------------------------------------- saved models
@@ -215,12 +291,18 @@ def classifier(*shape, hidden=(), classes=10):
     return keras.Sequential([*parts, layers.Dense(classes, "softmax")])
 
 
-def test_saved_model_opens_compiled_and_in_words_of_keras_2(util, model, tmp_path):
+def test_saved_model_opens_compiled_and_in_words_of_keras_2(
+    util, model, make_trial, tmp_path
+):
     network, path = model.build_tyler(use_regularizer=True), tmp_path / "model.h5"
-    network.compile(keras.optimizers.Adam(0.003, name="adam"))
-    history = [{it: x / 7 for x, it in enumerate(util.METRICS)}]
-    history.append(dict.fromkeys(util.METRICS, np.nan))
-    path.write_bytes(util.model_file(network, history, {"seed": 7}))
+    adam = keras.optimizers.Adam(0.003, name="adam")
+    network.compile(adam, "categorical_crossentropy", metrics=["accuracy"])
+    metrics = ("loss", "accuracy", "val_loss", "val_accuracy")
+    history = [{it: x / 7 for x, it in enumerate(metrics)}]
+    history.append(dict.fromkeys(metrics, np.nan))
+    trial = make_trial(use_regularizer=True, seed=7)
+    images = np.arange(9, dtype="uint8")
+    path.write_bytes(util.model_file(network, history, *trial, (images, images)))
     for metric, runs in util.read_histories([path, path]).items():
         np.testing.assert_equal(runs, [[epoch[metric] for epoch in history]] * 2)
     assert not util.load_classifier(path).compiled  # a loss may name anything
@@ -233,6 +315,8 @@ def test_saved_model_opens_compiled_and_in_words_of_keras_2(util, model, tmp_pat
         about = dict(file.attrs)
     for library in (*util.import_tensorflow(), np):
         assert about[f"{library.__name__}_version"] == library.__version__
+    said = {**trial[0]._asdict(), "seed": 7, "training_images": 9}
+    assert said.items() <= about.items()
     text, training = about["model_config"], json.loads(about["training_config"])
     new = "module|registered_name|optional|batch_shape|quantization_config|DTypePolicy"
     assert re.findall(f'"({new})"|": null', text) == []  # Keras 2 knows none of these
@@ -249,16 +333,23 @@ def test_saved_model_opens_compiled_and_in_words_of_keras_2(util, model, tmp_pat
 
 
 def test_the_optimizer_that_trains_is_in_the_file(
-    util, main, make_trial, idx_dir, tmp_path, monkeypatch
+    util, make_trial, edit_main, idx_dir, tmp_path
 ):
-    sgd = functools.partial(keras.optimizers.SGD, momentum=0.9)
-    monkeypatch.setattr(util, "adam", sgd)
+    """A learning-rate schedule, too. Averaged weights are those that `fit` ends with."""
+    decay = "keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)"
+    sgd = f"keras.optimizers.SGD({decay}, momentum=0.9, use_ema=True)"
+    main = edit_main({"util.adam(setting.learning_rate)": sgd})
     data = util.load_data(idx_dir(20, 10))
-    trial, path = make_trial(learning_rate=0.01, epochs=0), tmp_path / "model.h5"
+    trial, path = make_trial(), tmp_path / "model.h5"
     path.write_bytes(main.train_trial(*trial, *data[:2]))
-    optimizer = keras.models.load_model(path).optimizer
+    loaded = keras.models.load_model(path)
+    optimizer = loaded.optimizer
     assert (type(optimizer), optimizer.momentum) == (keras.optimizers.SGD, 0.9)
-    assert float(optimizer.learning_rate) == pytest.approx(0.01)
+    assert float(optimizer._learning_rate(2)) == pytest.approx(0.025)
+    keras.utils.set_random_seed(0)
+    first = main.build_network(trial[0]).get_weights()[0]
+    # One step: the average has moved by a hundredth of what the weights have.
+    assert 0 < np.abs(first - loaded.get_weights()[0]).max() < 1e-3
 
 
 @pytest.mark.parametrize("ending", [".h5", ".hdf5", ".keras"])
@@ -423,7 +514,9 @@ def test_training_shows_each_network(util, make_trial, picture, seeds, epochs):
     ):
         runs = random.random((4, seeds, epochs))
         setting, _ = make_trial(name, use_regularizer=with_l2)
-        histories[setting] = dict(zip(util.METRICS, runs))
+        histories[setting] = dict(
+            zip(("loss", "accuracy", "val_loss", "val_accuracy"), runs)
+        )
     runs[2, 0, 2:] = np.nan  # the loss of validation: it diverged
     figure = util.plot_training(histories)
     util.save_figure(figure, picture)
