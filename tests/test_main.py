@@ -1013,16 +1013,25 @@ def test_readme_has_what_models_and_the_program_have(main, util, real_data_dir, 
         assert re.findall(published, README) == [f"{main.PUBLISHED[label]}"]
     for line in lines[9:12]:
         assert line.replace(", standard error", " ±") in " ".join(README.split())
-    study = set()
+    study, gaps = {}, {}
     for row in rows(MODELS_DIR / "study.csv"):
-        label = "Tyler + L2" if row["use_regularizer"] == "True" else "Tyler"
-        setting = f"{label}, {row['hyperparameter'].replace('_', ' ')} {row['value']}"
+        setting = f"{row['hyperparameter'].replace('_', ' ')} {row['value']}"
         mean, deviation, gap, error = map(float, [*row.values()][4:8])
-        cells = f"{mean:.4f} ± {deviation:.4f} | {gap:+.4f} ± {error:.4f}"
-        study.add(f"| {setting} | {cells} |")
-    in_readme = re.findall(r"^\| Tyler[^|]*, .* \|$", README, re.MULTILINE)
-    assert len(in_readme) >= 3 and {*in_readme} <= study
-    assert f"`models/study.csv`, {row['seeds']} seeds" in README
+        cells = f" | {mean:.4f} ± {deviation:.4f} | {gap:+.4f} ± {error:.4f}"
+        study[setting] = study.get(setting, "") + cells
+        gaps[setting, row["use_regularizer"]] = f"{gap:+.4f}"
+    found = {f"| {setting}{cells} |" for setting, cells in study.items()}
+    assert {line for line in README.splitlines() if line.count(" | ") == 4} >= found
+    assert f"(models/study.csv, {row['seeds']} seeds)" in README
+    findings = (
+        r"^\| (learning rate|batch size|epochs) ([^|±]+) \| ([^|]+) \| ([^|]+) \|$"
+    )
+    findings = re.findall(findings, README, re.MULTILINE)
+    for name, values, *columns in findings:
+        for use_regularizer, cells in zip(("False", "True"), columns):
+            for value, cell in zip(values.split(", "), cells.split(", ")):
+                assert cell in (gaps[f"{name} {value}", use_regularizer], "–")
+    assert len(findings) == 5
 
 
 def test_readme_snippets_work_alone(snippets_begun):
