@@ -36,12 +36,12 @@ def ours(setting, train, validation, epoch_ended):
     sys.modules["sklearn"] = sys.modules["matplotlib"] = None
     epoch_function = main.epoch_function
 
-    def reporting(model, optimizer):
-        run_epoch = epoch_function(model, optimizer)
+    def reporting(model, step, batch_size):
+        run_epoch = epoch_function(model, step, batch_size)
 
-        def run_and_report(*data, batch_size, training):
-            values = run_epoch(*data, batch_size=batch_size, training=training)
-            if not training:
+        def run_and_report(images, labels, order):
+            values = run_epoch(images, labels, order)
+            if step == model.test_step:
                 float(values["loss"])  # waits until it is there
                 epoch_ended()
             return values

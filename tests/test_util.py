@@ -367,7 +367,7 @@ def test_other_classifiers_load(util, tmp_path, ending):
     assert words[3] == "negative slope 0.2" and words[6] == "softmax"
 
 
-def forge(old, new, path):
+def forge(old, new, path, hidden=()):
     """Save a classifier with another text in its configuration."""
     dumps = json.dumps
     with mock.patch.object(
@@ -375,7 +375,7 @@ def forge(old, new, path):
         "dumps",
         lambda *args, **options: dumps(*args, **options).replace(old, new),
     ):
-        classifier(28, 28).save(path)
+        classifier(28, 28, hidden=hidden).save(path)
 
 
 def save_lambda(path):
@@ -398,6 +398,22 @@ def save_weights_elsewhere(path):
             file.create_dataset(kernel, (784, 10), "float32", external=place)
 
 
+def save_as_old_keras(path):
+    classifier(28, 28).save(path)
+    with h5py.File(path, "a") as file:
+        file.attrs["keras_version"] = "2.1.3"
+        file.attrs["model_config"] = '{"class_name": "Model", "config": [[]]}'
+
+
+class NewLayer(layers.Layer):
+    """Of a later Keras."""
+
+
+def save_as_newer_keras(path):
+    version = '"keras_version": "'
+    forge(version, f'{version}3.99.0", "was": "', path, hidden=[NewLayer()])
+
+
 MAKERS = {  # of files: their names, what makes them, words of the reason
     "pixels.h5": (lambda it: classifier(32, 32).save(it), "(32, 32)"),
     "classes.keras": (lambda it: classifier(28, 28, classes=2).save(it), "(2,)"),
@@ -411,6 +427,8 @@ MAKERS = {  # of files: their names, what makes them, words of the reason
     "misnamed.keras": (lambda it: h5py.File(it, "w").close(), ".h5 file"),
     "absent.h5": (lambda it: None, "no such file"),
     "model.txt": (Path.touch, "only .h5, .hdf5 and .keras"),
+    "old.h5": (save_as_old_keras, "Keras 2.1.3 wrote it, and Keras 3 cannot read it"),
+    "newer.keras": (save_as_newer_keras, "; Keras 3.99.0 wrote it"),
     "link.h5": (save_weights_elsewhere, "ExternalLink"),
     "dataset.h5": (save_weights_elsewhere, "external Dataset"),
     "lambda.h5": (save_lambda, "Keras refuses it"),
