@@ -280,8 +280,9 @@ def make_variables(model):
     """Let a compiled model make its metrics' and its optimizer's variables, as a graph
     may not."""
     tf, _ = import_tensorflow()
-    model.test_step((tf.zeros((1, 28, 28)), tf.zeros((1, 10))))  # images, labels
-    model.optimizer.build(model.trainable_variables)
+    if not model.optimizer.built:
+        model.test_step((tf.zeros((1, 28, 28)), tf.zeros((1, 10))))  # images, labels
+        model.optimizer.build(model.trainable_variables)
 
 
 # ------------------------------------------------------------------------- the data
@@ -1101,11 +1102,12 @@ def report_study(study):
         notes = []
         for row in of_network:
             name, value = row["hyperparameter"].replace("_", " "), row["value"]
-            cell = f"{row['val_accuracy']:.4f} {row['difference']:+.4f}"
-            if row["seeds"] > 1:
+            cell = f"{row['val_accuracy']:.4f}" if row["seeds"] else "diverged"
+            if math.isfinite(row["difference"]):  # not, if the reference diverged
+                cell += f" {row['difference']:+.4f}"
+            if math.isfinite(row["standard_error"]):
                 cell += f"±{row['standard_error']:.4f}"
             if row["seeds"] < seeds:
-                cell = "diverged" if row["seeds"] == 0 else cell
                 which = f"{name} {value}" + ", L2" * row["use_regularizer"]
                 notes.append(f"{which}: {seeds - row['seeds']} of {seeds} diverged")
             cells.setdefault((name, value), {})[row["use_regularizer"]] = cell

@@ -837,11 +837,12 @@ def test_wrong_input_is_named_in_one_line(
         assert wrong.split()[-1 if "/" in wrong else 0] in line
         assert "--output-dir" in line or "output" not in wrong
     monkeypatch.setattr(util, "train_in_workers", None)
+    monkeypatch.setattr(main, "STUDIED", ())
     for builder, words in (
         (functools.partial(model.build_tyler, 11), "Parker: ValueError: "),
         (lambda **values: 1 / 0, "Parker: ZeroDivisionError"),
     ):
-        monkeypatch.setattr(model, "NETWORKS", {**model.NETWORKS, "parker": builder})
+        monkeypatch.setattr(model, "NETWORKS", {"parker": builder})
         assert words in call(*arguments, "--no-sweep", status=2)
     assert {*os.listdir(tmp_path)} == {"output"}
     monkeypatch.setenv("HOME", str(tmp_path))

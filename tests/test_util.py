@@ -42,6 +42,7 @@ def test_nothing_of_the_users_changes_a_trial(util, tmp_path, monkeypatch):
     ours |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
     assert os.environ == kept | ours
     util.import_tensorflow.cache_clear()
+    util.PUT_BACK.pop_all()  # what other tests have left
     keras.config.set_epsilon(0.5)
     hide = mock.Mock(side_effect=RuntimeError("it was used before"))
     monkeypatch.setattr("tensorflow.config.set_visible_devices", hide)
