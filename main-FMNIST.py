@@ -11,7 +11,6 @@ Published at https://github.com/apalapramanik/Classifying-Fashion-MNIST
 
 import argparse
 import importlib
-import itertools
 import math
 import sys
 from pathlib import Path
@@ -21,13 +20,10 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # Python does so, but not with PYTHONSAFEPATH
-if __name__ == "__main__":  # a notebook has the scripts as they were before an edit
-    for script in ("main-FMNIST", "model-FMNIST", "util-FMNIST"):
-        sys.modules.pop(script, None)
 util = importlib.import_module("util-FMNIST")  # `import` cannot spell the hyphen
 
 # The published values: those of the final models, and those that the study tries.
-# Where STUDY names no epochs, it takes each fifth of the final ones: 10, 20 ... 50.
+# If STUDY has no "epochs", it takes 1/5, 2/5 ... of the final ones: 10, 20, 30, 40, 50.
 FINAL = {"dropout_rate": 0.3, "learning_rate": 0.001, "batch_size": 128, "epochs": 50}
 STUDY = {
     "dropout_rate": (0.1, 0.2, 0.3, 0.4, 0.5),
@@ -77,29 +73,32 @@ def study_settings(final):
     fifths = [math.ceil(final.epochs * part / 5) for part in (1, 2, 3, 4, 5)]
     study = {**STUDY, "epochs": STUDY.get("epochs", fifths)}
     moved = {}
-    for name, published in study.items():
-        # The final value may be one of the user's that is not published.
-        values = dict.fromkeys([*published, getattr(final, name)])
-        if not isinstance(published[0], str):
+    for name, tried in study.items():
+        # Add the final value, each once. Numbers are sorted, texts keep their order.
+        values = dict.fromkeys([*tried, getattr(final, name)])
+        if not isinstance(tried[0], str):
             values = sorted(values)
         for value in values:
-            trained = max(value, final.epochs) if name == "epochs" else value
-            moved[name, value] = final._replace(**{name: trained})
+            moved[name, value] = final._replace(**{name: value})
+            if name == "epochs" and value < final.epochs:
+                moved[name, value] = final
     return moved
 
 
 def build_network(setting):
     """The setting's network, untrained. Its builder gets use_regularizer, dropout_rate
-    and each field that you add to Setting, unless you name that here. So a builder that
-    does not know a new field fails, and does not ignore it."""
-    of_training = ("architecture", "learning_rate", "batch_size", "epochs")
-    arguments = {k: v for k, v in setting._asdict().items() if k not in of_training}
+    and each field that you add to Setting, but for those that only the training needs.
+    A builder that does not know a field fails, and does not ignore it."""
+    not_for_builder = ("architecture", "learning_rate", "batch_size", "epochs")
+    fields = setting._asdict()
+    arguments = {name: fields[name] for name in fields if name not in not_for_builder}
     return util.import_networks()[setting.architecture](**arguments)
 
 
 # --------------------------------------------------------------------------- training
 def train_trial(setting, seed, train, validation):
-    """Train one network and return its .h5 file as bytes.
+    """Train one network and return its .h5 file as bytes, as a worker process cannot
+    hand over a model.
 
     `train` and `validation` are (images, labels) as `util.load_data` gives them. If a
     weight or a value of the history becomes NaN or infinite, training stops: this epoch
@@ -111,18 +110,21 @@ def train_trial(setting, seed, train, validation):
     rng = np.random.default_rng(seed)  # decides the order of the images
     model = build_network(setting)
     model.compile(
-        util.adam(setting.learning_rate),  # Keras's Adam, in fewer operations
+        util.adam(setting.learning_rate),  # the update of Keras's Adam, but faster
         loss="categorical_crossentropy",
         metrics=["accuracy"],
     )
     train_epoch = epoch_function(model, model.train_step, setting.batch_size)
     # The batch size of the validation changes nothing but its time.
     validate = epoch_function(model, model.test_step, batch_size=1000)
-    training_images, validation_images = len(train[0]), len(validation[0])
+    x_train, y_train = train
+    x_val, y_val = validation
+    in_order = np.arange(len(x_val))
     history = []  # {metric: value} of each epoch
     for _ in range(setting.epochs):
-        values = train_epoch(*train, rng.permutation(training_images))
-        validated = validate(*validation, np.arange(validation_images))
+        shuffled = rng.permutation(len(x_train))
+        values = train_epoch(x_train, y_train, shuffled)
+        validated = validate(x_val, y_val, in_order)
         for name, value in validated.items():
             values[f"val_{name}"] = value  # as `fit` names it
         # A NaN in the weights may not show in the loss: TensorFlow's ReLU makes it 0.
@@ -140,11 +142,11 @@ def epoch_function(model, step, batch_size):
 
     `step` is Keras's own model.train_step or model.test_step, so an epoch does what one
     of `fit` or `evaluate` does. Why not `fit`? It returns to Python after every batch,
-    which takes 1.4 to 2.1 times as long. This runs a whole epoch inside TensorFlow.
+    and takes longer (README, "Speed"). This runs a whole epoch inside TensorFlow.
     `order` lists the indices of the images.
     """
     tf, _ = util.import_tensorflow()
-    util.make_variables(model)
+    util.make_variables(model)  # of Adam and the metrics: before the graph is recorded
 
     # The first call runs this Python code once and records it as a TensorFlow graph, in
     # which `for` becomes a loop. Later calls run the graph alone.
@@ -154,7 +156,8 @@ def epoch_function(model, step, batch_size):
         for start in tf.range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             x = tf.cast(tf.gather(images, batch), tf.float32) / 255
-            step((x, tf.gather(labels, batch)))
+            y = tf.gather(labels, batch)
+            step((x, y))  # as in `fit`: prediction, loss, metrics, gradients, Adam
         return model.get_metrics_result()
 
     return run_epoch
@@ -165,16 +168,19 @@ def run_experiment(options):
     """Train what is missing, test, write the models, tables and plots, and report."""
     util.try_places(options)
     finals = final_settings(options)
-    if unknown := {*STUDIED} - {*util.import_networks()}:
-        raise util.InputError(f"STUDIED names {unknown}, which NETWORKS lacks")
-    studied = [s for s in finals if s.architecture in STUDIED and not options.no_sweep]
-    settings = [*finals]
+    for name in {*STUDIED} - {setting.architecture for setting in finals}:
+        raise util.InputError(f"STUDIED names {name}, which NETWORKS lacks")
+    studied = []
+    if not options.no_sweep:
+        studied = [setting for setting in finals if setting.architecture in STUDIED]
+    settings = finals.copy()
     for final in studied:
         settings += study_settings(final).values()
     settings = list(dict.fromkeys(settings))  # each once, the final ones first
     seeds = range(options.seed, options.seed + options.repeats)
-    trials = [*itertools.product(settings, seeds)]
-    # {(setting, seed): the path of its .h5 file}
+    trials = [(setting, seed) for setting in settings for seed in seeds]
+    # In worker processes, this calls train_trial for each trial that has no file yet.
+    # It returns {(setting, seed): the path of its .h5 file}.
     files = util.train_missing(trials, train_trial, options, check_settings)
 
     histories = {}  # {setting: {metric: array of shape (seeds, epochs)}}
@@ -194,24 +200,20 @@ def run_experiment(options):
     util.draw(options, histories, results, study, test)
     util.report_study(study)
     util.report_results(results)
-    print("Published accuracies after 50 epochs:")
-    for label, accuracy in PUBLISHED.items():
-        print(f"{label:12} {accuracy}")
-    if options.quick:
-        print("A quick run cannot be compared with these.")
+    util.report_published(PUBLISHED, options.quick)
     util.report_files(options.folder, study)
 
 
 def check_settings(settings, options):
     """Try on a few images what will be trained, so that a fault shows before. Raises
-    InputError. Each network, and each with another text or truth value, is trained for
-    an epoch, saved, loaded and tested. For a number, it is enough to build it."""
+    InputError. Networks that differ only in numbers are alike: one of them is trained
+    for an epoch, saved, loaded and tested, the others are only built."""
     parts = util.load_data(options.data_dir, options.quick)
     train, validation, test = [(images[:200], labels[:200]) for images, labels in parts]
     tried = set()
     for setting in settings:
         with util.naming_the_fault(setting, options):
-            # ("tyler", True), for example
+            # All but the numbers, for example ("tyler", True).
             kind = tuple(value for value in setting if isinstance(value, (str, bool)))
             if kind in tried:
                 build_network(setting)
@@ -259,7 +261,8 @@ def test_model(model, test):
 
     images, y_test = test
     x_test = images / np.float32(255)
-    model.compile(loss="categorical_crossentropy")  # for `evaluate`; nothing is trained
+    # A model from a file is not compiled. This is for `evaluate`: nothing is trained.
+    model.compile(loss="categorical_crossentropy")
     loss = model.evaluate(x_test, y_test, batch_size=1000, verbose=0)
     probabilities = model.predict(x_test, batch_size=1000, verbose=0)
     true, predicted = y_test.argmax(axis=1), probabilities.argmax(axis=1)
@@ -314,8 +317,8 @@ def parse_options(arguments=None):
         options = parser.parse_args(arguments)
     for name, value in vars(options).items():
         util.check_value(name, value, util.as_flag(name))
-    beside_script = HERE / "quick" if options.quick else HERE
-    options.folder = (options.output_dir or beside_script).resolve()
+    default_folder = HERE / "quick" if options.quick else HERE
+    options.folder = (options.output_dir or default_folder).resolve()
     return options
 
 
@@ -331,5 +334,8 @@ def main(arguments=None):
 
 if __name__ == "__main__":
     # Worker processes import `train_trial` from the module "main-FMNIST". This file
-    # runs as "__main__", so it starts the module of that name.
+    # runs as "__main__", so it starts the module of that name. A notebook may have the
+    # scripts as they were before an edit, so it forgets them.
+    for script in util.SCRIPTS:
+        sys.modules.pop(script, None)
     importlib.import_module("main-FMNIST").main()

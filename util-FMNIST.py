@@ -509,9 +509,9 @@ def train_missing(trials, train_trial, options, check=None):
         print("Trying each network on a few images")
         check(list(dict.fromkeys(setting for setting, _ in missing)), options)
     print(f"{len(missing)} to train")
-    rows = [("network", "moved", "seed")]
+    rows = [("network", "setting", "seed")]
     for setting, seed in missing:
-        rows.append((setting.label, what_moved(setting, options) or "-", str(seed)))
+        rows.append((setting.label, what_moved(setting, options) or "final", str(seed)))
     header, *lines = aligned(rows, left=2)
     lines = dict(zip(missing, lines))
     print(f"{header}  val.acc.  done")
@@ -527,8 +527,11 @@ def train_missing(trials, train_trial, options, check=None):
 def train_in_workers(missing, files, lines, train_trial, options):
     """Train the trials in `missing`, and remove each from the list when it is done."""
     start_workers = cluster_workers if options.cluster else local_workers
-    columns = progress.TimeElapsedColumn(), *progress.Progress.get_default_columns()
-    bar = progress.Progress(*columns, disable=not sys.stdout.isatty())
+    bar = progress.Progress(
+        progress.TimeElapsedColumn(), progress.TextColumn("Training"),
+        progress.BarColumn(), progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(), disable=not sys.stdout.isatty(),
+    )  # fmt: skip
     with start_workers(options) as pool, bar:
         running = {}
         with workers_may_start():
@@ -536,7 +539,7 @@ def train_in_workers(missing, files, lines, train_trial, options):
                 task = (train_trial, trial, files[trial], options)
                 running[pool.submit(train_in_worker, *task)] = trial
         finished = futures.as_completed(running)
-        for future in bar.track(finished, len(running), description="Training"):
+        for future in bar.track(finished, len(running)):
             trial = running[future]
             content = future.result()
             if content is not None:
@@ -1154,6 +1157,15 @@ def report_results(results):
             print(f"{' - '.join(names)}: {mean:+.4f}, standard error {error:.4f}")
 
 
+def report_published(accuracies, quick):
+    """Print the published test accuracies, {label: accuracy}."""
+    print("Published accuracies after 50 epochs:")
+    for label, accuracy in accuracies.items():
+        print(f"{label:12} {accuracy}")
+    if quick:
+        print("A quick run cannot be compared with these.")
+
+
 BLUE, ORANGE, RED = "#00508c", "#f0a000", "#b00000"
 LOOKS = {  # use_regularizer: told apart by the colour blind and in greyscale
     False: {"label": "without L2", "color": BLUE, "linestyle": "-"},
@@ -1197,7 +1209,7 @@ def draw(options, histories, results, study, test):
         figures["predictions"] = plot_predictions(title, images, labels, probabilities)
         for name, figure in figures.items():
             if options.quick:
-                note = "A quick run: differences of 3 points may be chance."
+                note = "A quick run: 3 percentage points more or less may be chance."
                 figure.supxlabel(note, fontsize="medium", color=RED)
             save_figure(figure, options.folder / f"plots/{name}.png")
 
@@ -1271,6 +1283,7 @@ def plot_hyperparameters(study, final):
         position = values.index(getattr(final, name))
         ax.axvline(position, color="grey", linestyle=":", label="final models' setting")
         ax.set_xticks(range(len(values)), [str(value) for value in values])
+        ax.set_xlim(-0.5, len(values) - 0.5)
         ax.set(xlabel=name.replace("_", " "), ylabel="validation accuracy")
         ax.grid(alpha=0.3)
         if name == "learning_rate":  # 0.01 would flatten the curves of the others
@@ -1328,12 +1341,11 @@ def plot_confusion_matrix(title, labels, probabilities):
         normalize="true", values_format=".2f", cmap="Blues", colorbar=False,
         im_kw={"vmin": 0, "vmax": 1}, xticks_rotation=45, ax=ax,
     )  # fmt: skip
+    ax.set_xticks(ax.get_xticks(), CLASS_NAMES, ha="right")
     for text in display.text_.ravel():
         text.set_text(text.get_text().replace("0.00", ""))
-    ax.set(
-        xlabel="predicted class",
-        ylabel="true class (rows add up to 1; 0.00 is left out)",
-    )
+    rows = "each row is rounded, adds up to 1, and leaves out 0.00"
+    ax.set(xlabel="predicted class", ylabel=f"true class ({rows})")
     return figure
 
 
@@ -1356,6 +1368,7 @@ def plot_predictions(title, images, labels, probabilities):
             ax.imshow(images[i], cmap="gray")  # as the network sees it: light on black
             true = CLASS_NAMES[labels[i]]
             guess = CLASS_NAMES[predicted[i]]
-            text = f"true: {true}\npredicted: {guess}\nconfidence: {confidence[i]:.1%}"
+            sure = "over 99.9%" if confidence[i] > 0.999 else f"{confidence[i]:.1%}"
+            text = f"true: {true}\npredicted: {guess}\nconfidence: {sure}"
             ax.set_title(text, fontsize=9, color=color)
     return figure
