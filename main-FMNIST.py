@@ -206,15 +206,15 @@ def run_experiment(options):
 
 def check_settings(settings, options):
     """Try on a few images what will be trained, so that a fault shows before. Raises
-    InputError. Networks that differ only in numbers are alike: one of them is trained
-    for an epoch, saved, loaded and tested, the others are only built."""
+    InputError. Settings that differ only in a published hyperparameter are alike: one of
+    them is trained for an epoch, saved, loaded and tested, the others are only built."""
     parts = util.load_data(options.data_dir, options.quick)
     train, validation, test = [(images[:200], labels[:200]) for images, labels in parts]
     tried = set()
     for setting in settings:
         with util.naming_the_fault(setting, options):
-            # All but the numbers, for example ("tyler", True).
-            kind = tuple(value for value in setting if isinstance(value, (str, bool)))
+            fields = setting._asdict().items()
+            kind = tuple(it for it in fields if it[0] not in util.LIMITS)
             if kind in tried:
                 build_network(setting)
                 continue
@@ -279,7 +279,7 @@ def test_model(model, test):
     numbers = [probabilities, *model.get_weights()]
     if not all(np.isfinite(number).all() for number in numbers):
         scores = dict.fromkeys(scores, math.nan)
-    return scores, probabilities
+    return {name: float(score) for name, score in scores.items()}, probabilities
 
 
 # -------------------------------------------------------------------- the command line
@@ -334,8 +334,6 @@ def main(arguments=None):
 
 if __name__ == "__main__":
     # Worker processes import `train_trial` from the module "main-FMNIST". This file
-    # runs as "__main__", so it starts the module of that name. A notebook may have the
-    # scripts as they were before an edit, so it forgets them.
-    for script in util.SCRIPTS:
-        sys.modules.pop(script, None)
+    # runs as "__main__", so it starts the module of that name.
+    util.forget_scripts()
     importlib.import_module("main-FMNIST").main()

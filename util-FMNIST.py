@@ -134,6 +134,14 @@ def left_as_found():
         yield
 
 
+def forget_scripts():
+    """Let a notebook import the scripts anew: they may have been edited."""
+    for name, module in [*sys.modules.items()]:
+        path = getattr(module, "__file__", None) or "."
+        if name != "__main__" and Path(path).parent == HERE:
+            del sys.modules[name]
+
+
 def as_path(text):
     """An option's path, with ~ as the home folder."""
     return Path(os.path.expanduser(text))
@@ -159,13 +167,15 @@ def check_study(final, study, studied, fields):
     for name, value in final.items():
         if not isinstance(value, (bool, int, float, str)):
             fail(f"FINAL: {name} must be a number, True, False or a text")
+        if name in ("batch_size", "epochs") and not isinstance(value, int):
+            fail(f"FINAL: {name} must be a whole number")
     if not isinstance(studied, (tuple, list)):
         fail(f'STUDIED: write ("{studied}",) with its comma')
     for name, values in study.items():
         if name not in final:
             fail(f"STUDY has {name}, which FINAL lacks")
         if not isinstance(values, (tuple, list)) or len(values) == 0:
-            fail(f"STUDY: the values of {name} must be a tuple, such as ({values!r},)")
+            fail(f"STUDY: {name} needs its values in parentheses, with a comma: (1,)")
         for value in values:
             if type(value) is not type(final[name]):
                 fail(f"STUDY: {name} {value!r} is not of the type that FINAL has")
@@ -395,7 +405,10 @@ def trial_key(trial, train_trial, options):
     """
     setting, seed = trial
     builder = import_networks()[setting.architecture]
-    code = code_of(train_trial.__name__, getattr(builder, "__name__", ""))
+    name = getattr(builder, "__name__", "")
+    if getattr(sys.modules["model-FMNIST"], name, None) is not builder:
+        name = "NETWORKS"  # which makes the builder out of something
+    code = code_of(train_trial.__name__, name)
     given = data_and_versions(options.data_dir, options.quick)
     return joblib.hash([setting._asdict(), seed, code, given])
 
@@ -409,70 +422,96 @@ def data_and_versions(data_dir, quick):
 
 
 @functools.cache
-def code_of(trainer, builder):
-    """The statements that a trial depends on, as sorted texts.
+def code_of(*functions):
+    """The statements that the functions of these names depend on, as sorted texts.
 
-    Found so: take the functions of these names. Each word in their code that the top
-    level of a script defines is followed, and so on. Layout, comments and docstrings do
-    not count. NETWORKS is not followed, as a line for one network is nothing to the
-    others, unless the builder has no name of its own.
+    Each word in their code that the top level of a script defines is followed, and so
+    on. Layout, comments and docstrings do not count. NETWORKS is not followed, unless it
+    is asked for, as a line for one network is nothing to the others.
     """
-    defined = top_level()
-    names = [trainer, builder if builder in defined else "NETWORKS"]
-    code, seen = set(), {"NETWORKS"} - {*names}
+    scripts = top_levels()
+    code, seen = set(), {"NETWORKS"} - {*functions}
+    names = [(script, name) for script in scripts for name in functions]
     while names:
-        name = names.pop()
-        if name not in seen:
-            seen.add(name)
-            for statement in defined.get(name, ()):
-                code.add(ast.unparse(statement))
-                names += words(statement)
+        script, name = names.pop()
+        if name in seen or (script, name) in seen:
+            continue
+        seen.add((script, name))
+        for statement in scripts[script].get(name, ()):
+            code.add(ast.unparse(statement))
+            own, others = words(statement)
+            names += [(script, word) for word in own]
+            names += [(other, word) for word in others for other in scripts]
     return sorted(code)
 
 
 @functools.cache
-def top_level():
-    """{name: [the statements that define or change it]} of the three scripts and of the
-    files beside them that they import. The statements have no docstrings."""
-    defined, scripts = {}, [*SCRIPTS]
-    for script in scripts:  # the list grows
-        tree = ast.parse((HERE / f"{script}.py").read_bytes())
+def top_levels():
+    """{script: {name: [the statements of its top level that define or change it]}}, for
+    the three scripts and all beside them that they import. No docstrings."""
+    scripts = {}
+    paths = [HERE / f"{name}.py" for name in SCRIPTS]
+    for path in paths:  # the list grows
+        tree = ast.parse(path.read_bytes())
+        defined = scripts[path] = {}
         for node in ast.walk(tree):
             if isinstance(node, DOCUMENTED) and ast.get_docstring(node):
                 del node.body[0]
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                for name in words(node) - {*scripts}:
-                    if (HERE / f"{name}.py").is_file():
-                        scripts.append(name)
+            for name in imported(node):
+                found = [HERE / f"{name}.py", *HERE.glob(f"{name}/**/*.py")]
+                paths += [it for it in found if it.is_file() and it not in paths]
         for statement in tree.body:
-            for name in names_given(statement):
-                defined.setdefault(name, []).append(statement)
-    return defined
+            for part in one_by_one(statement):
+                for name in names_given(part):
+                    defined.setdefault(name, []).append(part)
+    return scripts
+
+
+def imported(node):
+    """What a piece of code may import: x of `import x.y` or import_module("x")."""
+    if isinstance(node, (ast.Import, ast.ImportFrom)):
+        return {name.partition(".")[0] for name in words(node)[1]}
+    text = node.value if isinstance(node, ast.Constant) else None
+    is_name = isinstance(text, str) and re.fullmatch(r"[\w-]{1,99}", text)
+    return {text} if is_name else set()
 
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def one_by_one(statement):
+    """An import of several names as imports of one: others may be added to it."""
+    if not isinstance(statement, (ast.Import, ast.ImportFrom)):
+        return [statement]
+    fields = dict(ast.iter_fields(statement))
+    return [type(statement)(**{**fields, "names": [it]}) for it in statement.names]
 
 
 def names_given(statement):
     """The names that a statement of a script's top level defines or may change."""
     if isinstance(statement, DOCUMENTED):
         return {statement.name}
+    if isinstance(statement, (ast.Import, ast.ImportFrom)):
+        [alias] = statement.names
+        return {(alias.asname or alias.name).partition(".")[0]}
     if isinstance(statement, ast.Assign):
-        return set().union(*map(words, statement.targets))
+        return set().union(*(words(target)[0] for target in statement.targets))
     if isinstance(statement, (ast.AnnAssign, ast.AugAssign)):
-        return words(statement.target)
-    # The last of a script starts the program. Any other may change what it names.
-    return words(statement) if "__name__" not in words(statement) else set()
+        return words(statement.target)[0]
+    if isinstance(statement, ast.If) and "__name__" in words(statement.test)[0]:
+        return set()  # it starts the program
+    return words(statement)[0]
 
 
 def words(tree):
-    """The names in a piece of code: x and f of x.f, and all three of from x import f as
-    g."""
-    names = set()
+    """The names in a piece of code: (those of its own script, those that may be another
+    script's). These are the f of x.f, and x and f of `from x import f`."""
+    own, others = set(), set()
     for node in ast.walk(tree):
-        for field in ("id", "attr", "module", "name", "asname"):
-            names.add(getattr(node, field, None))
-    return {name for name in names if isinstance(name, str)}
+        own.add(getattr(node, "id", None))
+        for field in ("attr", "module", "name"):
+            others.add(getattr(node, field, None))
+    return own - {None}, {name for name in others if isinstance(name, str)}
 
 
 # ------------------------------------------------------------ many trials at a time
@@ -825,13 +864,14 @@ def reopen(content):
         if "val_accuracy" not in read_histories([path]):
             raise ValueError('the study needs metrics=["accuracy", ...]')
         try:
-            model = keras.models.load_model(path)
+            keras.models.load_model(path)
         except Exception as error:  # noqa: BLE001 - Keras raises nearly every kind
             remedy = "decorate it with @keras.saving.register_keras_serializable()"
             problem = f"Keras cannot open the saved file ({cause(error)})"
             raise ValueError(
                 f"{problem}; if it misses your own code, {remedy}"
             ) from None
+        model = load_classifier(path)
     if (model.input_shape[1:], model.output_shape[1:]) != ((28, 28), (10,)):
         raise ValueError("a network must make ten outputs of 28 x 28 pixels")
     return model
@@ -847,6 +887,11 @@ def load_classifier(path):
     try:
         check_format(path)
         model = keras.models.load_model(path, compile=False)
+        is_chain = isinstance(model, keras.Sequential)
+        if not is_chain and (
+            len(model.inputs) > 1 or not hasattr(model.output, "shape")
+        ):
+            raise InputError("it has several inputs or outputs")
         takes, gives = model.input_shape[1:], model.output_shape[1:]
         if takes not in INPUT_SHAPES or len(gives) != 1 or gives[0] < 10:
             needed = "ten outputs or more of 28 x 28 pixels"
@@ -956,7 +1001,8 @@ def evaluate_file(path, data, test_model):
         outputs = model.predict(pixels, batch_size=1000, verbose=0)
         accuracies[name] = np.mean(outputs.argmax(axis=1) == labels)
     best = max(accuracies, key=accuracies.get)
-    if accuracies[best] >= np.mean(predicted == labels) + 0.05:
+    # Chance gives 0.1, so what is below 0.3 says nothing.
+    if accuracies[best] >= max(0.3, np.mean(predicted == labels) + 0.05):
         print(f"It was trained on {best}: on those, accuracy {accuracies[best]:.4f}")
 
 

@@ -796,7 +796,7 @@ def test_closed_streams_and_the_first_line(small, tmp_path):
 FAULTS = {  # edits of main and model, or what a builder does: the words of the line
     'STUDIED = ("tyler",)': ("STUDIED = ('jackson')", "STUDIED: write (\"jackson\",)"),
     '("tyler",)': ("('parkr',)", "STUDIED names parkr"),
-    '"batch_size": (32, 64, 128, 256, 512)': ('"batch_size": (64)', "must be a tuple"),
+    '"batch_size": (32, 64, 128, 256, 512)': ('"batch_size": (64)', "batch_size needs its values in"),
     "(32, 64, 128, 256, 512)": ("(0,)", "STUDY: batch_size: only numbers from 1"),
     "(32, 64, 128, 256, 512),": ("(64.0,),", "STUDY: batch_size 64.0 is not"),
     '    "dropout_rate": (0.1,': ('    "drop_rate": (0.1,', "drop_rate, which FINAL lacks"),
@@ -807,6 +807,8 @@ FAULTS = {  # edits of main and model, or what a builder does: the words of the 
     "util.adam(setting.learning_rate)": (
         "util.adam(0.1, amsgrad=True)", "util.adam has no amsgrad",
     ),
+    '"epochs": 50}': ('"epochs": 50.0}', "FINAL: epochs must be a whole number"),
+    "np.mean(true == predicted)": ("true == predicted", "TypeError: "),
 }  # fmt: skip
 
 

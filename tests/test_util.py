@@ -188,12 +188,13 @@ SHARE = 0.5
 MASK = np.ones(3)
 MASK[0] = 7
 def flip(train):
-    return train, SHARE, MASK, by
+    return train, SHARE, MASK, by, mean
 def epoch_function("""
 BASE = {  # a trial that calls a helper with constants, and a file beside the scripts
     "    model = build_network(setting)\n": "    model = build_network(flip(setting))\n",
     "\ndef epoch_function(": HELPER,
-    "import numpy as np\n": "import numpy as np\nfrom notes import shift as by\n",
+    "import numpy as np\n": "import numpy as np\nfrom notes import shift as by\n"
+    "from package.part import mean\n",
 }
 TYLER, JACKSON = "tyler", "jackson"
 EDITS = [  # script, old text, new text, and whose trials are trained again
@@ -203,16 +204,12 @@ EDITS = [  # script, old text, new text, and whose trials are trained again
     ("main", "MASK[0] = 7", "MASK[0] = 8", (TYLER, JACKSON)),
     ("main", "tf.float32) / 255", "tf.float32) / 256", (TYLER, JACKSON)),
     ("notes", "shift = 1", "shift = 2", (TYLER, JACKSON)),
+    ("package/part", "mean = 3", "mean = 4", (TYLER, JACKSON)),
+    ("model", "import Dense, ", "import Conv2D, Dense, ", ()),
     ("util", "beta2=self.beta_2,", "beta2=0.99,", (TYLER, JACKSON)),
     ("util", '["TF_ENABLE_ONEDNN_OPTS"] = "1"', '["T"] = "1"', (TYLER, JACKSON)),
     ("model", "L2_FACTOR = 0.001", "L2_FACTOR = 0.002", (TYLER, JACKSON)),
     ("model", "Dense(512,", "Dense(500,", (JACKSON,)),
-    (
-        "model",
-        '{"tyler": build_tyler,',
-        '{"tyler": lambda **k: build_tyler(**k),',
-        (TYLER,),
-    ),
     ("model", "build_jackson}", "build_jackson, 'parker': build_tyler}", ()),
     ("model", "Five equal hidden", "Equal hidden", ()),
     ("main", "# decides the order of the images", "# decides an order", ()),
@@ -234,15 +231,15 @@ def test_an_edit_trains_again_what_it_changes(util, tmp_path, monkeypatch):
     def codes(script="", old="", new=""):
         copy_scripts(tmp_path, {"main-FMNIST.py": BASE})
         (tmp_path / "notes.py").write_text("shift = 1\n")
+        (tmp_path / "package").mkdir(exist_ok=True)
+        (tmp_path / "package/part.py").write_text("mean = 3\n")
         if script:
             [path] = tmp_path.glob(f"{script}*.py")
             path.write_text(edited(path.read_text(), {old: new}))
         monkeypatch.setattr(util, "HERE", tmp_path)
-        for function in (util.top_level, util.code_of):
+        for function in (util.top_levels, util.code_of):
             function.cache_clear()
-        text = (tmp_path / "model-FMNIST.py").read_text()
-        builder = "<lambda>" if "lambda" in text else f"build_{TYLER}"
-        builders = {TYLER: builder, JACKSON: "build_jackson"}
+        builders = {TYLER: "build_tyler", JACKSON: "build_jackson"}
         return {it: util.code_of("train_trial", name) for it, name in builders.items()}
 
     before = codes()
@@ -250,12 +247,12 @@ def test_an_edit_trains_again_what_it_changes(util, tmp_path, monkeypatch):
         after = codes(*edit)
         assert tuple(it for it in before if before[it] != after[it]) == expected, edit
     monkeypatch.undo()
-    for function in (util.top_level, util.code_of):
+    for function in (util.top_levels, util.code_of):
         function.cache_clear()
 
 
 def test_key_changes_with_all_that_makes_a_trial(
-    util, main, make_trial, idx_dir, monkeypatch
+    util, main, model, make_trial, idx_dir, monkeypatch
 ):
     for name in ("data_and_versions", "load_data"):  # without what they remember
         monkeypatch.setattr(util, name, getattr(util, name).__wrapped__)
@@ -269,6 +266,7 @@ def test_key_changes_with_all_that_makes_a_trial(
         *((library, "__version__", "4") for library in (*util.import_tensorflow(), np)),
         (util.platform, "machine", lambda: "another"),
         (util, "code_of", lambda *_: "edited"),
+        (model, "NETWORKS", {"tyler": functools.wraps(model.build_tyler)(lambda: 1)}),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(*change)
@@ -278,7 +276,7 @@ def test_key_changes_with_all_that_makes_a_trial(
         images[number, 27, 27] += added
         write_idx(idx_dir() / util.DATA_FILES[0], images)
         keys.append(util.trial_key(trials[0], main.train_trial, options))
-    assert keys[-1] == keys[0] and len({*keys}) == len(keys) - 1 == 15
+    assert keys[-1] == keys[0] and len({*keys}) == len(keys) - 1 == 16
 
 
 # --------------------------------------------------------------------- saved models
