@@ -69,7 +69,8 @@ def final_settings(options):
 def study_settings(final):
     """Return {(hyperparameter, value): setting}. Each setting is the final one with one
     value replaced, for example ("batch_size", 64). For fewer epochs it is the final one
-    itself, as its history has their accuracies."""
+    itself, as its history has their accuracies. So training must not depend on epochs.
+    """
     fifths = [math.ceil(final.epochs * part / 5) for part in (1, 2, 3, 4, 5)]
     study = {**STUDY, "epochs": STUDY.get("epochs", fifths)}
     moved = {}
@@ -253,9 +254,9 @@ def study_rows(studied, histories):
 def test_model(model, test):
     """Test a network: ({score: value}, class probabilities of shape (n, 10)).
 
-    The loss is the cross-entropy and the L2 penalty, as Keras counts it. Precision,
-    recall and F1 are means over the classes. All scores are NaN if a weight or an
-    output is NaN or infinite.
+    The loss is the cross-entropy and the L2 penalty, as Keras counts it, even if
+    `train_trial` compiles another one. Precision, recall and F1 are means over the
+    classes. All scores are NaN if a weight or an output is NaN or infinite.
     """
     from sklearn.metrics import precision_recall_fscore_support  # slow, so here
 
@@ -265,6 +266,10 @@ def test_model(model, test):
     model.compile(loss="categorical_crossentropy")
     loss = model.evaluate(x_test, y_test, batch_size=1000, verbose=0)
     probabilities = model.predict(x_test, batch_size=1000, verbose=0)
+    numbers = [probabilities, *model.get_weights()]
+    diverged = not all(np.isfinite(number).all() for number in numbers)
+    if diverged:  # the scores below must not fail
+        probabilities = np.full_like(probabilities, 0.1)
     true, predicted = y_test.argmax(axis=1), probabilities.argmax(axis=1)
     precision, recall, f1, _ = precision_recall_fscore_support(
         true, predicted, average="macro", zero_division=0
@@ -276,8 +281,7 @@ def test_model(model, test):
         "recall": recall,
         "f1": f1,
     }
-    numbers = [probabilities, *model.get_weights()]
-    if not all(np.isfinite(number).all() for number in numbers):
+    if diverged:
         scores = dict.fromkeys(scores, math.nan)
     return {name: float(score) for name, score in scores.items()}, probabilities
 

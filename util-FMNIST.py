@@ -69,6 +69,7 @@ LIMITS = {  # the lowest and the highest value of an option, and in STUDY
     "dropout_rate": (0, 0.99), "learning_rate": (1e-12, 1e12), "batch_size": (1, 10**6),
     "epochs": (1, 10**6), "seed": (0, 10**7), "repeats": (1, 1000), "jobs": (1, 1000),
 }  # fmt: skip
+COLUMNS = ("model", "seed", "epoch", "loss", "accuracy", "precision", "recall", "f1")
 
 
 # ------------------------------------------------------ what the user says, and is told
@@ -167,9 +168,11 @@ def check_study(final, study, studied, fields):
     for name, value in final.items():
         if not isinstance(value, (bool, int, float, str)):
             fail(f"FINAL: {name} must be a number, True, False or a text")
+        if name in COLUMNS:
+            fail(f"FINAL: {name} is the name of another column in the tables")
         if name in ("batch_size", "epochs") and not isinstance(value, int):
             fail(f"FINAL: {name} must be a whole number")
-    if not isinstance(studied, (tuple, list)):
+    if isinstance(studied, str):
         fail(f'STUDIED: write ("{studied}",) with its comma')
     for name, values in study.items():
         if name not in final:
@@ -771,7 +774,8 @@ def write_whole(path, content):
 
 # ------------------------------------------------------------------- saved models
 def model_file(model, history, setting, seed, train):
-    """The .h5 file of a trained model, as bytes. Every Keras from 2.6 on opens it.
+    """The .h5 file of a trained model, as bytes. Tyler's and Jackson's open in every
+    Keras from 2.6 on.
 
     `history` is a list of {metric: value}, one for each epoch; it goes into the group
     "history". The setting, the seed, the number and a checksum of the training images
@@ -810,6 +814,8 @@ def model_file(model, history, setting, seed, train):
                     file.attrs[f"{library.__name__}_version"] = library.__version__
                 for name in history[0]:
                     file[f"history/{name}"] = [epoch[name] for epoch in history]
+        except NotImplementedError:  # Keras cannot save such a model
+            raise
         except (OSError, RuntimeError) as error:  # HDF5's word for a full disk
             raise OSError(f"{folder}: {error}") from None
         return path.read_bytes()
@@ -1003,7 +1009,8 @@ def evaluate_file(path, data, test_model):
     best = max(accuracies, key=accuracies.get)
     # Chance gives 0.1, so what is below 0.3 says nothing.
     if accuracies[best] >= max(0.3, np.mean(predicted == labels) + 0.05):
-        print(f"It was trained on {best}: on those, accuracy {accuracies[best]:.4f}")
+        accuracy = f"{accuracies[best]:.4f}"
+        print(f"It was probably trained on {best}: on those, accuracy {accuracy}")
 
 
 def in_shape(images, shape):
@@ -1130,10 +1137,11 @@ def report_files(folder, study):
     """Say where the files are, and which of them are an earlier run's."""
     left = left_over(folder)
     if not study:
-        left += [
-            folder / "models/study.csv",
-            *folder.glob("plots/hyperparameters_*.png"),
-        ]
+        left.append(folder / "models/study.csv")
+    studied = {f"hyperparameters_{row['architecture']}" for row in study}
+    for picture in folder.glob("plots/hyperparameters_*.png"):
+        if picture.stem not in studied:
+            left.append(picture)
     left = {path.name for path in left if path.exists()}
     if left:
         print("Left from an earlier run:", ", ".join(sorted(left)))
@@ -1328,7 +1336,9 @@ def plot_hyperparameters(study, final):
             ax.errorbar(x, y, deviations, marker="o", capsize=3, **look)
         position = values.index(getattr(final, name))
         ax.axvline(position, color="grey", linestyle=":", label="final models' setting")
-        ax.set_xticks(range(len(values)), [str(value) for value in values])
+        ticks = [str(value) for value in values]
+        turned = {"rotation": 20, "ha": "right"} if len("".join(ticks)) > 40 else {}
+        ax.set_xticks(range(len(values)), ticks, **turned)
         ax.set_xlim(-0.5, len(values) - 0.5)
         ax.set(xlabel=name.replace("_", " "), ylabel="validation accuracy")
         ax.grid(alpha=0.3)
@@ -1363,7 +1373,9 @@ def plot_training(histories):
             epochs = np.arange(1, len(mean) + 1)
             label = f"{'validation' if validates else 'training'}, {look['label']}"
             style = look | {"label": label, "linewidth": 2.5 if validates else 1}
-            marker = "o" if len(epochs) == 1 else ""  # a line needs two points
+            marker = ""
+            if len(epochs) == 1:  # a line needs two points
+                marker = "o" if validates else "x"
             ax.plot(epochs, mean, marker=marker, **style)
             low, high = mean - deviation, mean + deviation
             ax.fill_between(epochs, low, high, color=look["color"], alpha=0.2)
