@@ -1402,8 +1402,8 @@ def plot_confusion_matrix(title, labels, probabilities):
     ax.set_xticks(ax.get_xticks(), CLASS_NAMES, ha="right")
     for text in display.text_.ravel():
         text.set_text(text.get_text().replace("0.00", ""))
-    rows = "each row is rounded, adds up to 1, and leaves out 0.00"
-    ax.set(xlabel="predicted class", ylabel=f"true class ({rows})")
+    shares = "shares of each row, rounded; 0.00 is left out"
+    ax.set(xlabel="predicted class", ylabel=f"true class ({shares})")
     return figure
 
 
