@@ -98,8 +98,7 @@ def build_network(setting):
 
 # --------------------------------------------------------------------------- training
 def train_trial(setting, seed, train, validation):
-    """Train one network and return its .h5 file as bytes, as a worker process cannot
-    hand over a model.
+    """Train one network and return its .h5 file as bytes: a worker cannot send a model.
 
     `train` and `validation` are (images, labels) as `util.load_data` gives them. If a
     weight or a value of the history becomes NaN or infinite, training stops: this epoch
@@ -120,12 +119,10 @@ def train_trial(setting, seed, train, validation):
     validate = epoch_function(model, model.test_step, batch_size=1000)
     x_train, y_train = train
     x_val, y_val = validation
-    in_order = np.arange(len(x_val))
     history = []  # {metric: value} of each epoch
     for _ in range(setting.epochs):
-        shuffled = rng.permutation(len(x_train))
-        values = train_epoch(x_train, y_train, shuffled)
-        validated = validate(x_val, y_val, in_order)
+        values = train_epoch(x_train, y_train, rng.permutation(len(x_train)))
+        validated = validate(x_val, y_val, np.arange(len(x_val)))
         for name, value in validated.items():
             values[f"val_{name}"] = value  # as `fit` names it
         # A NaN in the weights may not show in the loss: TensorFlow's ReLU makes it 0.
