@@ -211,6 +211,7 @@ def fix_environment():
 def import_tensorflow():
     """Import TensorFlow and Keras, and return both. Raises InputError if that fails."""
     fix_environment()
+    warnings.simplefilter("ignore")
     stderr = os.dup(2)  # the number of stderr is 2: a copy, to restore it below
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # silences TensorFlow's C++ code, too
@@ -226,7 +227,6 @@ def import_tensorflow():
         os.close(stderr)
     with contextlib.suppress(RuntimeError):  # too late in a notebook that has used it
         tensorflow.config.set_visible_devices([], "GPU")  # one that is not CUDA's
-    warnings.simplefilter("ignore")
     for name in ("absl", "tensorflow"):  # they warn of HDF5 files and of retracing
         logger = logging.getLogger(name)
         PUT_BACK.callback(logger.setLevel, logger.level)
