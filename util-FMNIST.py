@@ -634,11 +634,12 @@ def local_workers(options):
     # multiprocessing reads __main__.__spec__, which IPython's %run does not set.
     vars(sys.modules["__main__"]).setdefault("__spec__", None)
     spawn = multiprocessing.get_context("spawn")
-    working_folder = (os.getcwd(),)
+    folder = (os.getcwd(),)
     try:
-        pool = futures.ProcessPoolExecutor(
-            options.jobs, spawn, prepare_worker, working_folder
-        )
+        with workers_may_start():  # multiprocessing's own helper process does
+            pool = futures.ProcessPoolExecutor(
+                options.jobs, spawn, prepare_worker, folder
+            )
     except OSError as error:
         raise InputError(f"no workers can be started: /dev/shm: {error}") from None
     try:
